@@ -1,0 +1,12 @@
+# cmake -DNM=nm "-DOBJECTS=a.o;b.o" -P check_weak.cmake: fails where one of the objects defines a weak function.
+if(NOT OBJECTS)
+  message(FATAL_ERROR "no objects given")
+endif()
+foreach(object IN LISTS OBJECTS)
+  execute_process(COMMAND ${NM} -C --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[0-9a-f]+ [Ww] [^\n]*" weak "${symbols}")
+  if(weak)
+    list(JOIN weak "\n" weak)
+    message(SEND_ERROR "${object} defines weak functions:\n${weak}")
+  endif()
+endforeach()
