@@ -1,0 +1,45 @@
+// Which kernel runs, with which tiles and how much scratch memory: plain arithmetic on a problem and the device's facts.
+//
+// The workspace query, the launch and flash_explain all ask the same function, so they can't disagree.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "device.h"
+#include "problem.h"
+
+namespace flash {
+
+// Scratch memory starts at the first multiple of this in the caller's workspace; the size asked for includes the slack.
+constexpr size_t kWorkspaceAlignment = 64;
+
+struct Plan {
+  const char *kernel;       // "forward_cpu" or "backward_cpu"
+  const char *path;         // instruction set: "avx512bf16", "avx512", "avx2", "plain"
+  const char *limit;        // why not a faster one; NULL if this is the fastest
+  int64_t block_q, block_k; // tile of the score matrix that one step works on
+  int64_t tasks;            // pieces of work that threads take one at a time
+  int workers;              // most threads that can be of use
+  size_t shared_bytes;      // scratch that all workers share
+  size_t worker_bytes;      // scratch of each worker
+};
+
+// The bytes to ask the caller for, slack for any alignment included.
+inline size_t workspace_bytes(const Plan &plan) {
+  const size_t used = plan.shared_bytes + static_cast<size_t>(plan.workers) * plan.worker_bytes;
+  return used == 0 ? 0 : used + kWorkspaceAlignment;
+}
+
+// The least that a call can run with: one worker.
+inline size_t least_workspace_bytes(const Plan &plan) {
+  const size_t used = plan.shared_bytes + (plan.workers > 0 ? plan.worker_bytes : 0);
+  return used == 0 ? 0 : used + kWorkspaceAlignment;
+}
+
+// Throws Error (FLASH_UNSUPPORTED) where no kernel of this library can run; `name` is the argument that says so.
+void check_backend(const char *name, Backend backend);
+
+// wanted: 0 for the forward, else FLASH_DQ | ... for the backward. Throws Error (FLASH_UNSUPPORTED) if nothing can run it.
+Plan make_plan(const Problem &problem, uint32_t wanted);
+
+}  // namespace flash
