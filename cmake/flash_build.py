@@ -31,8 +31,10 @@ def _cuda_is_off(settings: Settings) -> bool:
 
 
 def _has_nvcc() -> bool:
-    homes = [os.path.join(os.environ.get(name, ""), "bin") for name in ("CUDA_HOME", "CUDA_PATH")]
-    return bool(os.environ.get("CUDACXX") or any(shutil.which("nvcc", path=path) for path in (None, *homes)))
+    """Whether FlashNvcc.cmake, which looks in the same places, will find one."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    paths = [None, *(os.path.join(home, "bin") for home in homes if home)]
+    return bool(os.environ.get("CUDACXX") or any(shutil.which("nvcc", path=path) for path in paths))
 
 
 def _nvcc(settings: Settings | None) -> list[str]:
