@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 
 import flash
 
-MODULES = ["flash", *(f"flash.{module.name}" for module in pkgutil.iter_modules(flash.__path__))]
+FILES = sorted(file for path in flash.__path__ for file in Path(path).glob("*.py"))
+MODULES = ["flash" if file.stem == "__init__" else f"flash.{file.stem}" for file in FILES]
 FRAMEWORKS = {"cupy", "jax", "matplotlib", "ml_dtypes", "torch"}
 
 
