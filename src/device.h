@@ -22,15 +22,15 @@ struct CudaDevice {
   std::string name;
   int compute_capability;  // 90 for 9.0
   int multiprocessors;
-  int shared_bytes;        // most shared memory that one block can have
+  int shared_bytes;  // most shared memory that one block can have
   int64_t memory_bytes;
 };
 
 struct CudaFacts {
-  bool built;                  // the library was built with CUDA
-  int runtime_version;         // 13000 = 13.0; 0 if not built
-  int driver_version;          // 0 = no driver
-  std::string error;           // CUDA's own name for why no device can be used; "" if one can
+  bool built;           // the library was built with CUDA
+  int runtime_version;  // 13000 = 13.0; 0 if not built
+  int driver_version;   // 0 = no driver
+  std::string error;    // CUDA's own name for why no device can be used; "" if one can
   std::vector<CudaDevice> devices;
 };
 

@@ -11,13 +11,13 @@
 namespace flash {
 
 // X(constant, what it says when there is no better message)
-#define FLASH_STATUS_LIST(X)                                     \
-  X(FLASH_OK, "no error")                                        \
-  X(FLASH_INVALID_VALUE, "invalid value")                        \
-  X(FLASH_INVALID_TYPE, "invalid data type")                     \
-  X(FLASH_UNSUPPORTED, "not supported")                          \
-  X(FLASH_OUT_OF_MEMORY, "out of memory")                        \
-  X(FLASH_CUDA_ERROR, "CUDA error")                              \
+#define FLASH_STATUS_LIST(X)                 \
+  X(FLASH_OK, "no error")                    \
+  X(FLASH_INVALID_VALUE, "invalid value")    \
+  X(FLASH_INVALID_TYPE, "invalid data type") \
+  X(FLASH_UNSUPPORTED, "not supported")      \
+  X(FLASH_OUT_OF_MEMORY, "out of memory")    \
+  X(FLASH_CUDA_ERROR, "CUDA error")          \
   X(FLASH_INTERNAL_ERROR, "internal error, please report it")
 
 constexpr flash_status kStatusOrder[] = {
@@ -39,7 +39,7 @@ struct Error {
 };
 
 template <class... Parts>
-std::string text(const Parts&... parts) {
+std::string text(const Parts &...parts) {
   std::ostringstream stream;
   stream.imbue(std::locale::classic());  // the host program's locale may write 1024 as 1,024
   (stream << ... << parts);
@@ -48,7 +48,7 @@ std::string text(const Parts&... parts) {
 
 // Throws Error; the parts are streamed into the message.
 template <class... Parts>
-[[noreturn]] void fail(flash_status status, const Parts&... parts) {
+[[noreturn]] void fail(flash_status status, const Parts &...parts) {
   throw Error{status, text(parts...)};
 }
 

@@ -14,14 +14,14 @@ namespace flash {
 constexpr size_t kWorkspaceAlignment = 64;
 
 struct Plan {
-  const char *kernel;       // "forward_cpu" or "backward_cpu"
-  const char *path;         // instruction set: "avx512bf16", "avx512", "avx2", "plain"
-  const char *limit;        // why not a faster one; NULL if this is the fastest
-  int64_t block_q, block_k; // tile of the score matrix that one step works on
-  int64_t tasks;            // pieces of work that threads take one at a time
-  int workers;              // most threads that can be of use
-  size_t shared_bytes;      // scratch that all workers share
-  size_t worker_bytes;      // scratch of each worker
+  const char *kernel;        // "forward_cpu" or "backward_cpu"
+  const char *path;          // instruction set: "avx512bf16", "avx512", "avx2", "plain"
+  const char *limit;         // why not a faster one; NULL if this is the fastest
+  int64_t block_q, block_k;  // tile of the score matrix that one step works on
+  int64_t tasks;             // pieces of work that threads take one at a time
+  int workers;               // most threads that can be of use
+  size_t shared_bytes;       // scratch that all workers share
+  size_t worker_bytes;       // scratch of each worker
 };
 
 // The bytes to ask the caller for, slack for any alignment included.

@@ -19,13 +19,13 @@ constexpr int64_t kScalarLimit = int64_t{1} << 30;
 
 // The blocks to compute, compressed by rows (forward) and by columns (backward). Index arrays are int32.
 struct BlockMaskView {
-  int64_t block_q, block_k;                         // powers of two, 16 to 256; 0 = no block mask
-  const int32_t *row_start, *columns;               // row r of (b, h): columns[row_start[b, h, r] .. row_start[b, h, r + 1])
-  const int32_t *column_start, *rows;               // the transpose; NULL in a forward
-  int64_t row_batch, row_head, row_stride;          // strides of row_start; 0 where broadcast
-  int64_t column_batch, column_head, column_stride; // strides of column_start
-  int64_t columns_stride, rows_stride;              // strides of columns and rows
-  int64_t nnz;                                      // length of columns and rows
+  int64_t block_q, block_k;                 // powers of two, 16 to 256; 0 = no block mask
+  const int32_t *row_start, *columns;       // row r of (b, h): columns[row_start[b, h, r] .. row_start[b, h, r + 1])
+  const int32_t *column_start, *rows;       // the transpose; NULL in a forward
+  int64_t row_batch, row_head, row_stride;  // strides of row_start; 0 where broadcast
+  int64_t column_batch, column_head, column_stride;  // strides of column_start
+  int64_t columns_stride, rows_stride;               // strides of columns and rows
+  int64_t nnz;                                       // length of columns and rows
 };
 
 struct Problem {
@@ -35,19 +35,19 @@ struct Problem {
   int64_t B, Lq, Lk, Hq, Hk, D, Dv;
 
   RowsView q, k, v;
-  ScoresView mask, bias;                    // bool; q's dtype or the sum dtype
-  BatchView alibi_slopes;                   // float32, per batch and head
-  BatchView sinks;                          // per head
-  BatchView q_lens, kv_lens, q_offsets;     // int32 or int64
-  BatchView q_scale, k_scale, v_scale;      // float32, per batch and key head
-  BatchView seeds;                          // one integer
+  ScoresView mask, bias;                 // bool; q's dtype or the sum dtype
+  BatchView alibi_slopes;                // float32, per batch and head
+  BatchView sinks;                       // per head
+  BatchView q_lens, kv_lens, q_offsets;  // int32 or int64
+  BatchView q_scale, k_scale, v_scale;   // float32, per batch and key head
+  BatchView seeds;                       // one integer
   BlockMaskView blocks;
 
   double scale, softcap, dropout;
-  Window window;        // causal already folded in
+  Window window;  // causal already folded in
   bool has_q_offset;
   int64_t q_offset;
-  uint64_t seed;        // unless seeds is given
+  uint64_t seed;  // unless seeds is given
   bool deterministic;
 };
 

@@ -16,13 +16,17 @@ enum class DType : uint8_t { kFloat16, kBfloat16, kFloat32, kFloat64, kFloat8, k
 FLASH_INLINE int64_t size_bytes(DType dtype) {
   switch (dtype) {
     case DType::kFloat16:
-    case DType::kBfloat16: return 2;
+    case DType::kBfloat16:
+      return 2;
     case DType::kFloat32:
-    case DType::kInt32: return 4;
+    case DType::kInt32:
+      return 4;
     case DType::kFloat64:
-    case DType::kInt64: return 8;
+    case DType::kInt64:
+      return 8;
     case DType::kFloat8:
-    case DType::kBool: return 1;
+    case DType::kBool:
+      return 1;
   }
   return 0;
 }
