@@ -8,9 +8,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
 compiler=${CXX:-g++}
 build=build/sanitize
+mkdir -p "$build"
 
 cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER="$compiler" -DFLASH_CUDA=OFF \
-  -DFLASH_TESTS=ON -DFLASH_SANITIZE=address,undefined > "$build.log" || { cat "$build.log"; exit 1; }
+  -DFLASH_TESTS=ON -DFLASH_SANITIZE=address,undefined > "$build/configure.log" || { cat "$build/configure.log"; exit 1; }
 cmake --build "$build" --parallel "$(nproc)"
 
 export ASAN_OPTIONS=detect_leaks=1:protect_shadow_gap=0:strict_string_checks=1

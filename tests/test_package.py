@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -48,8 +49,11 @@ def test_files_for_other_languages_are_there():
 
 def test_public_names_exist_and_are_documented():
     assert sorted(flash.__all__) == sorted(set(flash.__all__))
-    undocumented = [name for name in flash.__all__ if not getattr(flash, name).__doc__ and not name.startswith("__")]
-    assert undocumented == []
+    public = {name: getattr(flash, name) for name in flash.__all__ if not name.startswith("_")}
+    for name, value in list(public.items()):
+        if inspect.isclass(value):
+            public |= {f"{name}.{method}": body for method, body in vars(value).items() if not method.startswith("_")}
+    assert [name for name, value in public.items() if not inspect.getdoc(value)] == []
 
 
 @pytest.mark.parametrize("name", MODULES)
