@@ -14,7 +14,7 @@ namespace flash {
 constexpr int64_t kMostLanes = 16;      // float lanes of the widest vector; lane counts are padded to a multiple
 constexpr int64_t kGranule = 16;        // keys that are loaded together; the smallest block of a block mask
 constexpr int64_t kForwardStrip = 32;   // queries: two AVX-512 vectors; its score tile of 256 keys fills half of L1
-constexpr int64_t kForwardStrips = 4;   // most strips that share one loaded tile of k and v
+constexpr int64_t kForwardStrips = 8;   // most strips that share one loaded tile of k and v
 constexpr int64_t kBackwardStrip = 64;  // the sum over queries in dk and dv is this long, so longer pays
 
 // Keys of one tile: k, v and the score tiles together stay within a 1 MiB L2 cache. Rows are summed tile by tile, so this

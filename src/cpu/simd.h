@@ -202,8 +202,24 @@ FLASH_INLINE Vector<double> exp2_fraction(Vector<double> r) {
   return p * x + 1.0;
 }
 
-// 2^x for x below the type's largest exponent: 0 below its smallest normal number (-inf too), NaN for NaN.
-// Adding 1.5 * 2^(mantissa bits) rounds x to an integer, which then stands in the sum's low bits.
+// 2^x for x below the type's largest exponent: 0 far below its smallest normal number (-inf too), NaN for NaN.
+// x = n + r with n an integer and r in [-1/2, 1/2].
+#if defined(__AVX512F__)
+// 2^r is scaled by n in one instruction, which makes 0 of n = -inf even where r is NaN.
+template <int kDegree = 6>
+FLASH_INLINE Vector<float> exp2(Vector<float> x) {
+  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vector<float> y = exp2_fraction<kDegree>(x - reinterpret_cast<Vector<float>>(n));
+  return reinterpret_cast<Vector<float>>(_mm512_scalef_ps(reinterpret_cast<__m512>(y), n));
+}
+template <int kDegree = 6>
+FLASH_INLINE Vector<double> exp2(Vector<double> x) {
+  const __m512d n = _mm512_roundscale_pd(reinterpret_cast<__m512d>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vector<double> y = exp2_fraction<kDegree>(x - reinterpret_cast<Vector<double>>(n));
+  return reinterpret_cast<Vector<double>>(_mm512_scalef_pd(reinterpret_cast<__m512d>(y), n));
+}
+#else
+// Adding 1.5 * 2^(mantissa bits) rounds x to n, which then stands in the sum's low bits.
 template <int kDegree = 6>
 FLASH_INLINE Vector<float> exp2(Vector<float> x) {
   const Vector<float> shifted = x + 0x1.8p23f;
@@ -219,6 +235,7 @@ FLASH_INLINE Vector<double> exp2(Vector<double> x) {
   const Vector<double> y = exp2_fraction<kDegree>(x - (shifted - 0x1.8p52)) * power;
   return x < -1022.0 ? Vector<double>{} : y;
 }
+#endif
 
 // tanh: an odd polynomial or rational near 0, where 1 - 2 / (e^2x + 1) would cancel (Cephes' split at 0.625).
 FLASH_INLINE Vector<float> tanh_near_zero(Vector<float> x) {
