@@ -13,28 +13,37 @@ namespace flash {
 struct Philox {
   uint32_t word[4];
 };
+struct PhiloxKey {
+  uint32_t word[2];
+};
 
-constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
-constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9, kPhiloxWeyl1 = 0xBB67AE85;
 constexpr int kPhiloxRounds = 10;
 
+FLASH_INLINE PhiloxKey philox_key(uint64_t seed) {
+  return {{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}};
+}
+FLASH_INLINE PhiloxKey next(PhiloxKey key) { return {{key.word[0] + 0x9E3779B9u, key.word[1] + 0xBB67AE85u}}; }
+
+FLASH_INLINE Philox philox_round(Philox x, PhiloxKey key) {
+  const uint64_t product0 = uint64_t{0xD2511F53u} * x.word[0], product1 = uint64_t{0xCD9E8D57u} * x.word[2];
+  return {{static_cast<uint32_t>(product1 >> 32) ^ x.word[1] ^ key.word[0], static_cast<uint32_t>(product1),
+           static_cast<uint32_t>(product0 >> 32) ^ x.word[3] ^ key.word[1], static_cast<uint32_t>(product0)}};
+}
+
 FLASH_INLINE Philox philox4x32(uint64_t seed, Philox counter) {
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * counter.word[0];
-    const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * counter.word[2];
-    counter = {{static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(product1),
-                static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(product0)}};
-    key0 += kPhiloxWeyl0;
-    key1 += kPhiloxWeyl1;
-  }
+  PhiloxKey key = philox_key(seed);
+  for (int round = 0; round < kPhiloxRounds; ++round, key = next(key)) counter = philox_round(counter, key);
   return counter;
 }
 
-// The four words of the square that holds position (i, j) of head h and batch b.
+// The counter of the square that holds position (i, j) of head h and batch b.
+FLASH_INLINE Philox dropout_counter(int64_t b, int64_t h, int64_t i, int64_t j) {
+  return {{static_cast<uint32_t>(j >> 1), static_cast<uint32_t>(i >> 1), static_cast<uint32_t>(h),
+           static_cast<uint32_t>(b)}};
+}
+
 FLASH_INLINE Philox dropout_words(uint64_t seed, int64_t b, int64_t h, int64_t i, int64_t j) {
-  return philox4x32(seed, {{static_cast<uint32_t>(j >> 1), static_cast<uint32_t>(i >> 1), static_cast<uint32_t>(h),
-                            static_cast<uint32_t>(b)}});
+  return philox4x32(seed, dropout_counter(b, h, i, j));
 }
 
 FLASH_INLINE int dropout_word_index(int64_t i, int64_t j) { return static_cast<int>(2 * (i & 1) + (j & 1)); }

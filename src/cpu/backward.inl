@@ -321,22 +321,24 @@ struct BiasTask {
     }
   }
 
+  // Sums over what the bias is broadcast along and writes the piece.
   template <class Out>
-  void write(Out *to, Interval queries, Interval keys) const {
+  void write(Out *to, Interval queries, Interval keys) {
     const bool all_queries = dbias.row == 0, all_keys = dbias.column == 0;
-    for (int64_t r = 0; r < (all_keys ? 1 : keys.end - keys.begin); ++r)
-      for (int64_t i = 0; i < (all_queries ? 1 : queries.end - queries.begin); ++i) {
-        S total = 0;
-        for (int64_t row = r; row < (all_keys ? t.tile : r + 1); ++row)
-          for (int64_t lane = i; lane < (all_queries ? kBackwardStrip : i + 1); ++lane)
-            total += sum[row * kBackwardStrip + lane];
-        from_sum(total, to + (queries.begin + i) * dbias.row + (keys.begin + r) * dbias.column);
-      }
-  }
-  static void from_sum(S total, S *to) { *to = total; }
-  template <class Out>
-  static void from_sum(S total, Out *to) {
-    from_float(static_cast<float>(total), to);
+    S *rows = t.sums(t.scratch.extra);  // the sum transposed: [query in strip][key in tile]
+    transpose(sum, kBackwardStrip, t.tile, kBackwardStrip, rows, t.tile);
+    for (int64_t r = 1; all_queries && r < kBackwardStrip; ++r)
+      for (int64_t j = 0; j < t.tile; ++j) rows[j] += rows[r * t.tile + j];
+    for (int64_t i = 0; i < (all_queries ? 1 : queries.end - queries.begin); ++i) {
+      S *row = rows + i * t.tile;
+      for (int64_t j = 1; all_keys && j < t.tile; ++j) row[0] += row[j];
+      Out *out = to + (queries.begin + i) * dbias.row + keys.begin * dbias.column;
+      const int64_t count = all_keys ? 1 : keys.end - keys.begin;
+      if (dbias.column == 1)
+        narrow(row, count, out);
+      else
+        for (int64_t j = 0; j < count; ++j) from_float(row[j], out + j * dbias.column);
+    }
   }
 };
 
@@ -367,16 +369,17 @@ void bias_task(const BackwardCall &call, int64_t index, void *memory) {
       task.add(b, h, queries, keys);
   }
   const int64_t offset = problem.B == 0 ? 0 : leading_offset(dbias.batch, member) + own_head * dbias.head;
-  switch (dbias.dtype) {
-    case DType::kFloat16:
-      return task.write(static_cast<Half *>(dbias.data) + offset, queries, keys);
-    case DType::kBfloat16:
-      return task.write(static_cast<Bfloat *>(dbias.data) + offset, queries, keys);
-    case DType::kFloat64:
-      if constexpr (sizeof(S) == 8) task.write(static_cast<double *>(dbias.data) + offset, queries, keys);
-      return;
-    default:
-      if constexpr (sizeof(S) == 4) task.write(static_cast<float *>(dbias.data) + offset, queries, keys);
+  if constexpr (sizeof(S) == 8) {
+    task.write(static_cast<double *>(dbias.data) + offset, queries, keys);
+  } else {
+    switch (dbias.dtype) {
+      case DType::kFloat16:
+        return task.write(static_cast<Half *>(dbias.data) + offset, queries, keys);
+      case DType::kBfloat16:
+        return task.write(static_cast<Bfloat *>(dbias.data) + offset, queries, keys);
+      default:
+        return task.write(static_cast<float *>(dbias.data) + offset, queries, keys);
+    }
   }
 }
 

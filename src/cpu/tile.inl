@@ -311,27 +311,35 @@ FLASH_INLINE bool sees_all(const Rules<S> &rules, Strip strip, Interval run) {
   return all.begin <= run.begin && run.end <= all.end;
 }
 
-// keep[j][i] = 1 where dropout keeps the pair, else 0, for `rows` keys. One Philox call serves 2 x 2 positions; the loop
-// over 16 such squares is for the compiler to vectorise.
+// keep[j][i] = 1 where dropout keeps the pair, else 0, for `rows` keys. One Philox counter serves 2 x 2 positions; the
+// rounds are outside and the squares inside, so that the compiler makes vectors of the squares.
 template <class S>
 void load_keep(const Rules<S> &rules, Strip strip, Interval run, int64_t rows, S *keep) {
-  constexpr int kSquares = kMostLanes / 2;
+  constexpr int kMostSquares = kBackwardStrip / 2;
   const uint64_t threshold = dropout_threshold(rules.problem->dropout);
-  for (int64_t j = run.begin; j < run.begin + rows; j += 2)
-    for (int64_t i = 0; i < strip.width; i += kMostLanes) {
-      uint32_t word[4][kSquares];
-      for (int s = 0; s < kSquares; ++s) {
-        const Philox four = dropout_words(rules.seed, rules.b, rules.h, strip.begin + i + 2 * s, j);
+  const S kept = threshold >> 32 == 0;  // 2^32 keeps nothing and is the only threshold that doesn't fit a word
+  const uint32_t least = static_cast<uint32_t>(threshold);
+  const int squares = static_cast<int>(strip.width / 2);
+  for (int64_t j = run.begin; j < run.begin + rows; j += 2) {
+    uint32_t word[4][kMostSquares];
+    for (int s = 0; s < squares; ++s) {
+      const Philox counter = dropout_counter(rules.b, rules.h, strip.begin + 2 * s, j);
+      for (int w = 0; w < 4; ++w) word[w][s] = counter.word[w];
+    }
+    PhiloxKey key = philox_key(rules.seed);
+    for (int round = 0; round < kPhiloxRounds; ++round, key = next(key))
+      for (int s = 0; s < squares; ++s) {
+        const Philox four = philox_round({{word[0][s], word[1][s], word[2][s], word[3][s]}}, key);
         for (int w = 0; w < 4; ++w) word[w][s] = four.word[w];
       }
-      S *row = keep + (j - run.begin) * strip.width + i;
-      for (int s = 0; s < kSquares; ++s) {
-        row[2 * s] = word[0][s] >= threshold;
-        row[2 * s + 1] = word[2][s] >= threshold;
-        row[strip.width + 2 * s] = word[1][s] >= threshold;
-        row[strip.width + 2 * s + 1] = word[3][s] >= threshold;
+    for (int64_t odd = 0; odd < 2; ++odd) {
+      S *row = keep + (j + odd - run.begin) * strip.width;
+      for (int s = 0; s < squares; ++s) {
+        row[2 * s] = word[odd][s] >= least ? kept : 0;
+        row[2 * s + 1] = word[2 + odd][s] >= least ? kept : 0;
       }
     }
+  }
 }
 
 }  // namespace
