@@ -6,7 +6,6 @@
 #include <cmath>
 #include <limits>
 
-#include "../error.h"
 #include "kernels.h"
 #include "layout.h"
 #include "number.h"
@@ -66,7 +65,7 @@ BackwardCall place_backward(Arena *arena, const Problem &x, bool wants_dq) {
   return call;
 }
 
-// The caller's workspace, aligned, and how many workers it has room for.
+// The caller's workspace, aligned, and how many workers it has room for; at least one, api.cpp has checked.
 struct Workspace {
   char *shared, *workers;
   int count;
@@ -76,11 +75,7 @@ Workspace divide(const Plan &plan, void *given, size_t bytes) {
   if (plan.tasks == 0) return {nullptr, nullptr, 1};
   const size_t slack =
       (kWorkspaceAlignment - reinterpret_cast<uintptr_t>(given) % kWorkspaceAlignment) % kWorkspaceAlignment;
-  const size_t fixed = slack + plan.shared_bytes;
-  if (given == nullptr || bytes < fixed + plan.worker_bytes)
-    fail(FLASH_INVALID_VALUE, "workspace: must have ", workspace_bytes(plan), " bytes, got ",
-         given == nullptr ? 0 : bytes);
-  const size_t room = (bytes - fixed) / plan.worker_bytes;
+  const size_t room = (bytes - slack - plan.shared_bytes) / plan.worker_bytes;
   char *shared = static_cast<char *>(given) + slack;
   return {shared, shared + plan.shared_bytes, static_cast<int>(smaller(plan.workers, static_cast<int64_t>(room)))};
 }

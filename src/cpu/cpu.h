@@ -13,7 +13,7 @@ namespace flash {
 
 Plan plan_cpu(const Problem &problem, uint32_t wanted);
 
-// Fewer workspace bytes than workspace_bytes(plan) mean fewer workers; not even enough for one throws Error.
+// Fewer workspace bytes than workspace_bytes(plan) mean fewer workers; there are at least least_workspace_bytes(plan).
 void cpu_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *workspace,
                  size_t workspace_bytes);
 void cpu_backward(const Problem &problem, const Plan &plan, const BackwardArguments &arguments, void *workspace,

@@ -7,6 +7,8 @@ namespace {
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
 template <class S>
 constexpr S kInfinity = static_cast<S>(__builtin_huge_val());
+template <class S>
+constexpr S kSmallest = sizeof(S) == 4 ? S(0x1p-126) : S(0x1p-1022);
 
 // ---- Rows in and out ---------------------------------------------------------------------------------------------------
 
@@ -249,7 +251,8 @@ void shape_scores(const Rules<S> &rules, Strip strip, Interval run, S *scores, S
   const int64_t keys = run.end - run.begin, count = keys * strip.width;
   const S scale = static_cast<S>(problem.scale);
   if (problem.softcap > 0) {
-    const S cap = static_cast<S>(problem.softcap);
+    // At least the smallest normal number: a positive cap that rounds to 0 would divide 0 by 0.
+    const S cap = static_cast<S>(problem.softcap) > kSmallest<S> ? static_cast<S>(problem.softcap) : kSmallest<S>;
     for (int64_t x = 0; x < count; x += n) {
       const V y = tanh<S>(load<V>(scores + x) * scale / cap);
       store(scores + x, y * cap);
