@@ -27,7 +27,8 @@ def _open() -> Any:
     if path is None:
         raise ImportError("flash: libflash.so is not beside the package; install it, or set FLASH_LIBRARY to its path")
     try:
-        return ffi.dlopen(path)
+        # Never unloaded: at exit cffi would close it, and take OpenMP's code away from threads that still run it.
+        return ffi.dlopen(path, ffi.RTLD_NOW | ffi.RTLD_NODELETE)
     except OSError as error:
         raise ImportError(f"flash: {path} can't be opened: {error}") from error
 

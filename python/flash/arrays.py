@@ -36,6 +36,7 @@ MAX_AXES = 64
 CODES = {f"{name}{bits}": (code, bits) for name, code in (("int", 0), ("uint", 1)) for bits in (8, 16, 32, 64)}
 CODES |= {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "complex64": (5, 64), "complex128": (5, 128)}
 CODES |= {"bool": (6, 8), "bfloat16": (4, 16), "float8_e4m3fn": (10, 8)}
+_NAMES = {code: name for name, code in CODES.items()}
 # The dtypes of ml_dtypes, which NumPy can't export: they go out as integers, and the code is put right afterwards.
 _VIEWS: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.uint16), "float8_e4m3fn": np.dtype(np.uint8)}
 
@@ -51,6 +52,17 @@ _pointer_of: Callable[[object, bytes], int] = ctypes.PYFUNCTYPE(ctypes.c_void_p,
 def tensor_at(address: int) -> Any:
     """The `flash_tensor *` of an address."""
     return ffi.cast(_TENSOR_POINTER, address)
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """The shape of a `flash_tensor *`."""
+    return tuple(ffi.unpack(tensor.shape, tensor.ndim)) if tensor.ndim else ()
+
+
+def dtype_of(tensor: Any) -> str:
+    """The name of the dtype of a `flash_tensor *`; "" where none of the four libraries has it."""
+    dtype = tensor.dtype
+    return _NAMES.get((dtype.code, dtype.bits), "")
 
 
 # ---- Kinds of arrays -------------------------------------------------------------------------------------------------
@@ -81,10 +93,6 @@ class Kind:
     def is_writable(self, x: Array, call: Call) -> bool:
         """Whether x, the array read last, may be written to. Before versions, DLPack could not say no."""
         return not _header(call.keep[-1])[1] & _READ_ONLY
-
-    def dtype_name(self, x: Array) -> str:
-        """The name of x's dtype; "" where it has none that counts."""
-        return str(getattr(x, "dtype", "")).rpartition(".")[2]
 
     def empty(self, like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
         """An array to compute into, on like's device."""
@@ -118,8 +126,11 @@ class _NumPy(Kind):
         return CPU, 0
 
     def read(self, x: Array, argument: str, call: Call) -> int:
-        if (self._names.get(x.dtype) or self.dtype_name(x)) in _VIEWS:
-            return self._read_view(x, argument, call)
+        name = self._names.get(x.dtype) or self._name(x.dtype)
+        if name in _VIEWS:
+            address = borrow(np.ndarray.view(x, _VIEWS[name]), argument, call)
+            _set_dtype(address, name)
+            return address
         try:
             capsule = x.__dlpack__(max_version=(1, 0))
             call.keep.append(capsule)
@@ -127,21 +138,12 @@ class _NumPy(Kind):
         except (BufferError, TypeError):
             return borrow(x, argument, call)  # which knows old versions of NumPy, and the message
 
-    def _read_view(self, x: Array, argument: str, call: Call) -> int:
-        name = self.dtype_name(x)
-        address = borrow(np.ndarray.view(x, _VIEWS[name]), argument, call)
-        dtype = tensor_at(address).dtype
-        dtype.code, dtype.bits = CODES[name]
-        return address
+    def _name(self, dtype: np.dtype[Any]) -> str:
+        name = self._names[dtype] = dtype.name
+        return name
 
     def is_writable(self, x: Array, call: Call) -> bool:
         return bool(x.flags.writeable)
-
-    def dtype_name(self, x: Array) -> str:
-        name = self._names.get(x.dtype)
-        if name is None:
-            name = self._names[x.dtype] = x.dtype.name
-        return name
 
     def empty(self, like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
         return np.empty(shape, like.dtype if dtype is None else numpy_dtype(dtype))
@@ -197,7 +199,6 @@ class _PyTorch(Kind):
         self._grad_is_on = torch.is_grad_enabled
         self._devices: dict[Any, tuple[int, int]] = {torch.device("cpu"): (CPU, 0)}
         self._dtypes = {name: getattr(torch, name) for name in CODES if hasattr(torch, name)}
-        self._names = {dtype: name for name, dtype in self._dtypes.items()}
 
     def device(self, x: Array) -> tuple[int, int]:
         device = x.device
@@ -237,14 +238,12 @@ class _PyTorch(Kind):
     def is_writable(self, x: Array, call: Call) -> bool:
         return True
 
-    def dtype_name(self, x: Array) -> str:
-        return self._names.get(x.dtype, "")
-
     def empty(self, like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
         torch = self._torch
-        if dtype is None and shape == like.shape and like.is_contiguous():
+        wanted = like.dtype if dtype is None else self._dtypes[dtype]
+        if wanted is like.dtype and shape == like.shape and like.is_contiguous():
             return torch.empty_like(like)  # half the time
-        return torch.empty(shape, dtype=like.dtype if dtype is None else self._dtypes[dtype], device=like.device)
+        return torch.empty(shape, dtype=wanted, device=like.device)
 
     def scalar(self, like: Array, value: float) -> Array:
         return self._torch.full((), value, dtype=self._torch.float32, device=like.device)
@@ -266,8 +265,9 @@ class _Jax(Kind):
         self._jax = jax
 
     def device(self, x: Array) -> tuple[int, int]:
-        if len(x.devices()) != 1:
-            raise FlashValueError(f"q: must be on one device, got a JAX array sharded over {len(x.devices())}")
+        devices = _ask(x, "q", x.devices)
+        if len(devices) != 1:
+            raise FlashValueError(f"q: must be on one device, got a JAX array sharded over {len(devices)}")
         return super().device(x)
 
     def stream(self, x: Array) -> int:
@@ -307,8 +307,7 @@ class _Export:
             return self._x.__dlpack__(**options)
         name = self._x.dtype.name
         capsule = self._x.view(_VIEWS[name]).__dlpack__()
-        dtype = tensor_at(_pointer_of(capsule, b"dltensor")).dtype
-        dtype.code, dtype.bits = CODES[name]
+        _set_dtype(_pointer_of(capsule, b"dltensor"), name)
         return capsule
 
 
@@ -412,6 +411,11 @@ def borrow(x: Any, argument: str, call: Call) -> int:
         return _pointer_of(capsule, b"dltensor")
     except ValueError as error:
         raise _refusal(x, argument, error) from error
+
+
+def _set_dtype(address: int, name: str) -> None:
+    dtype = tensor_at(address).dtype
+    dtype.code, dtype.bits = CODES[name]
 
 
 def _header(capsule: Any) -> tuple[int, int]:

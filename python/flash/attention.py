@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flash._lib import check, ffi, lib
-from flash.arrays import Array, tensor_at
+from flash.arrays import Array, dtype_of, shape_of, tensor_at
 from flash.call import Call
 from flash.gradients import Gradients
 from flash.problem import ALL, Window, check_names, layout, wanted_gradients, write_problem
@@ -152,18 +152,16 @@ def attention(
         )  # fmt: skip
         check(_forward_workspace(problem, call.size))
 
-        dtype = call.kind.dtype_name(q)
+        *N, Lq, Hq, _ = shape_of(problem.q)
+        dtype = dtype_of(problem.q)
         if out is None:
-            shape = q.shape
-            if v.shape[-1] != shape[-1]:
-                shape = (*shape[:-1], v.shape[-1])
-            o = call.empty(shape, "bfloat16" if dtype == "float8_e4m3fn" else None)
+            o = call.empty((*N, Lq, Hq, _last_extent(problem.v)), "bfloat16" if dtype == "float8_e4m3fn" else None)
             o_pointer = tensor_at(call.read(o, "o"))
         else:
             o_pointer = tensor_at(call.read_output(out, "out"))
         lse_pointer = ffi.NULL
         if return_lse:
-            lse = call.empty((*q.shape[:-3], q.shape[-2], q.shape[-3]), "float64" if dtype == "float64" else "float32")
+            lse = call.empty((*N, Hq, Lq), "float64" if dtype == "float64" else "float32")
             lse_pointer = tensor_at(call.read(lse, "lse"))
 
         scratch = call.workspace(workspace, call.size[0])
@@ -246,8 +244,7 @@ def attention_backward(
             _SAVED, _SAVED.size, read(do, "do"), read(o, "o"), read(lse, "lse"),
             0 if dlse is None else read(dlse, "dlse"),
         )  # fmt: skip
-        given = {"q": q, "k": k, "v": v, "bias": options.get("bias"), "sinks": options.get("sinks")}
-        made = {name: call.empty_like(given[name]) for name in wanted}
+        made = {name: call.empty_like(getattr(problem, name)) for name in wanted}
         gradients = call.write(
             _GRADIENTS, _GRADIENTS.size, *[read(made[name], f"d{name}") if name in made else 0 for name in ALL]
         )
@@ -352,3 +349,7 @@ def workspace_bytes(
 
 _forward = lib.flash_forward
 _forward_workspace = lib.flash_forward_workspace
+
+
+def _last_extent(tensor: Any) -> int:
+    return int(tensor.shape[tensor.ndim - 1])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flash._lib import ffi
-from flash.arrays import CODES, CPU_DEVICES, MAX_AXES, Array, Kind, kind_of, tensor_at
+from flash.arrays import CPU_DEVICES, MAX_AXES, Array, Kind, dtype_of, kind_of, shape_of, tensor_at
 from flash.exceptions import FlashTypeError, FlashValueError
 
 _MEMORY_BYTES = 32 * (48 + 16 * MAX_AXES) + 2048  # more tensors than any call has, and all structs of flash.h
@@ -93,9 +93,9 @@ class Call:
         """A NumPy array as an array on q's device: itself on the CPU, else a copy."""
         return x if self.stream is None else self.kind.put(x, self.q)
 
-    def empty_like(self, x: Array) -> Array:
-        """The same as `empty`, with the shape and dtype of another argument."""
-        return self.empty(x.shape, kind_of(x, "").dtype_name(x))
+    def empty_like(self, tensor: Any) -> Array:
+        """The same as `empty`, with the shape and dtype of an argument, given as `flash_tensor *`."""
+        return self.kind.empty(self.q, shape_of(tensor), dtype_of(tensor))
 
     def workspace(self, given: Array | None, needed: int) -> tuple[Any, int]:
         """Pointer and size of scratch memory: what the caller gave, else of at least the bytes needed."""
@@ -119,10 +119,9 @@ class Call:
         return ffi.NULL if self.stream is None else ffi.cast(_VOID_POINTER, self.stream)
 
     def _given_workspace(self, given: Array) -> tuple[Any, int]:
-        address = self.read_output(given, "workspace")
-        tensor, shape = tensor_at(address), self.shape(address)
-        dtype = tensor.dtype
-        if (dtype.code, dtype.bits) != CODES["uint8"]:
+        tensor = tensor_at(self.read_output(given, "workspace"))
+        shape = shape_of(tensor)
+        if dtype_of(tensor) != "uint8":
             raise FlashTypeError(f"workspace: must be uint8, got {getattr(given, 'dtype', 'another dtype')}")
         if len(shape) != 1 or (shape[0] > 1 and tensor.strides and tensor.strides[0] != 1):
             raise FlashValueError(f"workspace: must have one contiguous axis, got shape {shape}")
@@ -132,11 +131,6 @@ class Call:
                 f"workspace: must be on q's device {self.device} (DLPack type, number), got one on {device}"
             )
         return ffi.cast("char *", tensor.data) + tensor.byte_offset, shape[0]
-
-    def shape(self, address: int) -> tuple[int, ...]:
-        """The shape of the `flash_tensor` at an address."""
-        tensor = tensor_at(address)
-        return tuple(ffi.unpack(tensor.shape, tensor.ndim)) if tensor.ndim else ()
 
     def place(self, size: int) -> tuple[bytearray, int, int]:
         """Room for a struct in this call's memory: the memory, the offset in it, and the address."""

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 
 from flash._lib import ffi, lib
-from flash.arrays import Array, is_array, shown
+from flash.arrays import Array, is_array, shape_of, shown, tensor_at
 from flash.block_mask import BlockMask
 from flash.call import Call
 from flash.exceptions import FlashTypeError, FlashValueError
@@ -63,13 +63,14 @@ _LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1  # int64
 _HIGHEST_SEED = (1 << 64) - 1
 _GRADIENTS = {name: getattr(lib, f"FLASH_D{name.upper()}") for name in ("q", "k", "v", "bias", "sinks")}
 ALL = tuple(_GRADIENTS)
+NO_V: Any = object()  # stands for v where only the probabilities are wanted
 
 
 def write_problem(
     call: Call,
     q: Array,
     k: Array,
-    v: Array | None,
+    v: Array,
     deterministic: bool = False,
     /,
     scale: float | None = None,
@@ -133,7 +134,7 @@ def write_problem(
         _PROBLEM.size,
         q_address,
         read(k, "k"),
-        0 if v is None else read(v, "v"),
+        0 if v is NO_V else read(v, "v"),
         0 if mask is None else read(mask, "mask"),
         0 if bias is None else read(bias, "bias"),
         0 if alibi_slopes is None else read(alibi_slopes, "alibi_slopes"),
@@ -192,7 +193,7 @@ def _read_scale(call: Call, x: float | Array, argument: str) -> int:
 def _read_block_mask(call: Call, q: Array, q_address: int, block_mask: BlockMask) -> int:
     if not isinstance(block_mask, BlockMask):
         raise FlashTypeError(f"block_mask: must be a flash.BlockMask, got {shown(block_mask)}")
-    shape = call.shape(q_address)
+    shape = shape_of(tensor_at(q_address))
     if len(shape) < 3:
         return 0  # the library says what is wrong with q
     lists = [call.read(x, "block_mask") for x in block_mask.lists_for(q, shape[:-3], shape[-2])]

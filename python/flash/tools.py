@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flash._lib import check, ffi, lib
-from flash.arrays import Array, is_array, shown, tensor_at
+from flash.arrays import Array, dtype_of, is_array, shape_of, shown, tensor_at
 from flash.call import Call
 from flash.exceptions import FlashTypeError, FlashValueError
-from flash.problem import check_names, integer, number, write_problem
+from flash.problem import NO_V, check_names, integer, number, write_problem
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,17 +48,12 @@ def attention_weights(
     """
     check_names("attention_weights", options)
     with Call.on(q) as call:
-        problem = write_problem(call, q, k, None, **options)
-        q_shape, k_shape = q.shape, k.shape
+        problem = write_problem(call, q, k, NO_V, **options)
         rows_pointer = ffi.NULL
         if rows is not None:
-            address = call.read(rows if is_array(rows) else call.put(_row_numbers(rows)), "rows")
-            rows_pointer, (count, *_) = tensor_at(address), (*call.shape(address), 0)
-        elif len(q_shape) >= 3:
-            count = q_shape[-3]
-        # With fewer axes the library says what is wrong with q or k, before it looks at the result.
-        shape = (0,) if min(len(q_shape), len(k_shape)) < 3 else (*q_shape[:-3], q_shape[-2], count, k_shape[-3])
-        weights = call.empty(shape, "float64" if call.kind.dtype_name(q) == "float64" else "float32")
+            rows_pointer = tensor_at(call.read(rows if is_array(rows) else call.put(_row_numbers(rows)), "rows"))
+        sum_dtype = "float64" if dtype_of(problem.q) == "float64" else "float32"
+        weights = call.empty(_weights_shape(shape_of(problem.q), shape_of(problem.k), rows_pointer), sum_dtype)
         pointer = tensor_at(call.read(weights, "weights"))
         check(lib.flash_weights(problem, rows_pointer, pointer, call.stream_pointer()))
         return call.finish(weights)
@@ -137,10 +132,18 @@ def merge(o1: Array, lse1: Array, o2: Array, lse2: Array) -> tuple[Array, Array]
     """
     with Call.on(o1, "o1") as call:
         inputs = [tensor_at(call.read(x, name)) for x, name in ((o1, "o1"), (lse1, "lse1"), (o2, "o2"), (lse2, "lse2"))]
-        o, lse = call.empty_like(o1), call.empty_like(lse1)
+        o, lse = call.empty_like(inputs[0]), call.empty_like(inputs[1])
         outputs = [tensor_at(call.read(x, name)) for x, name in ((o, "o"), (lse, "lse"))]
         check(lib.flash_merge(*inputs, *outputs, call.stream_pointer()))
         return call.finish(o), call.finish(lse)
+
+
+def _weights_shape(q: tuple[int, ...], k: tuple[int, ...], rows: Any) -> tuple[int, ...]:
+    """N + (Hq, R, Lk)."""
+    if min(len(q), len(k)) < 3 or (rows != ffi.NULL and rows.ndim != 1):
+        return (0,)  # the library says what is wrong with q, k or rows, before it looks at the result
+    *N, Lq, Hq, _ = q
+    return (*N, Hq, Lq if rows == ffi.NULL else rows.shape[0], k[-3])
 
 
 def _row_numbers(rows: Any) -> np.ndarray[Any, Any]:
