@@ -129,3 +129,17 @@ def test_fork_after_use(code):
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_library_is_never_unloaded():
+    """Its threads may still run its code, and OpenMP's, while the interpreter ends and cffi closes what it opened."""
+    code = """
+import numpy, flash
+from flash._lib import ffi, lib
+q = numpy.ones((200, 4, 16), numpy.float32)
+flash.attention(q, q, q)
+ffi.dlclose(lib)
+print("libflash" in open("/proc/self/maps").read())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

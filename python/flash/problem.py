@@ -119,11 +119,10 @@ def write_problem(
             q_offset = integer(q_offset, "q_offset", _LOWEST, _HIGHEST)
             flags |= _Q_OFFSET
     seeds = None
-    if seed != 0 if type(seed) is int else True:
-        if is_array(seed):
-            seeds, seed = seed, 0
-        else:
-            seed = integer(seed, "seed", 0, _HIGHEST_SEED)
+    if type(seed) is not int and is_array(seed):
+        seeds, seed = seed, 0
+    elif type(seed) is not int or seed != 0:
+        seed = integer(seed, "seed", 0, _HIGHEST_SEED)
 
     read = call.read
     q_address = read(q, "q")
