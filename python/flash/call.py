@@ -17,7 +17,7 @@ _VOID_POINTER = ffi.typeof("void *")
 
 # Small scratch memory on the CPU stays with the `Call`, so that its pages are touched once. Larger scratch memory comes
 # from NumPy and goes back after the call.
-KEPT_SCRATCH_BYTES = 1 << 20
+KEPT_SCRATCH_BYTES = 16 << 20
 
 
 class Call:
