@@ -40,6 +40,8 @@ _NAMES = {code: name for name, code in CODES.items()}
 # The dtypes of ml_dtypes, which NumPy can't export: they go out as integers, and the code is put right afterwards.
 _VIEWS: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.uint16), "float8_e4m3fn": np.dtype(np.uint8)}
 
+_view = np.ndarray.view  # not that of a subclass
+
 _VERSIONED = struct.Struct("=IIQQQ")  # DLManagedTensorVersioned up to its tensor: major, minor, context, deleter, flags
 _READ_ONLY = 1  # in the flags
 _TENSOR_POINTER = ffi.typeof("flash_tensor *")
@@ -127,16 +129,18 @@ class _NumPy(Kind):
 
     def read(self, x: Array, argument: str, call: Call) -> int:
         name = self._names.get(x.dtype) or self._name(x.dtype)
-        if name in _VIEWS:
-            address = borrow(np.ndarray.view(x, _VIEWS[name]), argument, call)
-            _set_dtype(address, name)
-            return address
+        view = _VIEWS.get(name)
+        if view is not None:
+            x = _view(x, view)
         try:
             capsule = x.__dlpack__(max_version=(1, 0))
             call.keep.append(capsule)
-            return _pointer_of(capsule, b"dltensor_versioned") + _VERSIONED.size
+            address = _pointer_of(capsule, b"dltensor_versioned") + _VERSIONED.size
         except (BufferError, TypeError):
-            return borrow(x, argument, call)  # which knows old versions of NumPy, and the message
+            address = borrow(x, argument, call)  # which knows old versions of NumPy, and the message
+        if view is not None:
+            _set_code(address, name)
+        return address
 
     def _name(self, dtype: np.dtype[Any]) -> str:
         name = self._names[dtype] = dtype.name
@@ -306,8 +310,8 @@ class _Export:
         if not isinstance(self._x, np.ndarray) or self._x.dtype.name not in _VIEWS:
             return self._x.__dlpack__(**options)
         name = self._x.dtype.name
-        capsule = self._x.view(_VIEWS[name]).__dlpack__()
-        _set_dtype(_pointer_of(capsule, b"dltensor"), name)
+        capsule = _view(self._x, _VIEWS[name]).__dlpack__()
+        _set_code(_pointer_of(capsule, b"dltensor"), name)
         return capsule
 
 
@@ -413,9 +417,9 @@ def borrow(x: Any, argument: str, call: Call) -> int:
         raise _refusal(x, argument, error) from error
 
 
-def _set_dtype(address: int, name: str) -> None:
-    dtype = tensor_at(address).dtype
-    dtype.code, dtype.bits = CODES[name]
+def _set_code(address: int, name: str) -> None:
+    """Makes integers in a capsule what they stand for; the bits are right already."""
+    tensor_at(address).dtype.code = CODES[name][0]
 
 
 def _header(capsule: Any) -> tuple[int, int]:
