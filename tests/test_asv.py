@@ -1,0 +1,157 @@
+"""The benchmarks: that they run at all, and that what is stored of them is strict JSON without paths."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import re
+import site
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import flash
+
+BENCH = Path(__file__).resolve().parent.parent / "asv_bench"
+CONFIG = str(BENCH / "asv.conf.json")
+
+needs_asv = pytest.mark.skipif(importlib.util.find_spec("asv") is None, reason="asv is not installed")
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+needs_git = pytest.mark.skipif(not (BENCH.parent / ".git").exists(), reason="not in a git checkout")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """For processes that find this flash, and whose asv keeps what it knows of machines in a temporary folder."""
+    folders = os.pathsep.join(dict.fromkeys(str(Path(folder).parent) for folder in flash.__path__))
+    home = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
+    return {**os.environ, **home, "ASV_PYTHONPATH": folders, "PYTHONPATH": folders}
+
+
+def run(arguments: Iterable[object], environment: dict[str, str]) -> str:
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def load(name: str) -> ModuleType:
+    """A script of asv_bench as a module."""
+    spec = importlib.util.spec_from_file_location(f"asv_bench_{name}", BENCH / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_suite_imports_where_nothing_is_installed_and_skips(environment):
+    """Without flash, PyTorch and ml_dtypes every case is left out by a NotImplementedError in setup."""
+    code = """
+import sys
+for name in ("flash", "torch", "ml_dtypes"):
+    sys.modules[name] = None
+from benchmarks import common, cpu
+skipped = 0
+for suite in vars(cpu).values():
+    if isinstance(suite, type) and issubclass(suite, common.Benchmark):
+        try:
+            suite().setup(*[values[0] for values in getattr(suite, "params", ())])
+        except NotImplementedError:
+            skipped += 1
+for call in (lambda: common.module("torch"), lambda: common.Arrays("numpy", "bfloat16")):
+    try:
+        call()
+    except NotImplementedError:
+        skipped += 1
+print(skipped)
+"""
+    assert int(run(["-c", code], {**environment, "PYTHONPATH": str(BENCH)})) > 10
+
+
+@needs_asv
+def test_asv_finds_no_problem(environment):
+    assert "No problems found" in run(["-m", "asv", "check", "--config", CONFIG, "-E", "existing:same"], environment)
+
+
+@needs_asv
+@needs_git
+def test_record_stores_results_that_can_be_published(environment, tmp_path):
+    """From the run of one case to a stored file that asv reads again."""
+    results = tmp_path / "results"
+    case = r"(Attention.time_forward\('float32', 128, 64, False\)|track_library_size)"
+    command = [BENCH / "record.py", "--machine", "sample", "--commit", "HEAD", "--results", results, "--bench", case]
+    run(command, environment)
+    (file,) = (results / "sample").glob("*-existing-py3.json")
+    stored = strict(file.read_text())
+    assert {"cpu.Attention.time_forward", "cpu.Package.track_library_size"} == set(stored["results"])
+    times = [time for time in stored["results"]["cpu.Attention.time_forward"][0] if time is not None]
+    assert len(times) == 1 and times[0] > 0
+    for folder in (str(tmp_path), sys.executable, sys.prefix, str(BENCH)):
+        assert all(folder not in other.read_text() for other in results.rglob("*.json"))
+
+    config = {**load("record").read_config(), "results_dir": str(results), "html_dir": str(tmp_path / "html")}
+    config_file = tmp_path / "asv.conf.json"
+    config_file.write_text(json.dumps({**config, "repo": str(BENCH.parent), "branches": ["HEAD"]}))
+    run(["-m", "asv", "publish", "--config", config_file], environment)
+    assert "cpu.Attention.time_forward" in (tmp_path / "html" / "index.json").read_text()
+
+
+def test_record_rewrites_paths_and_nan(tmp_path):
+    record = load("record")
+    python = "/somewhere/bin/python3"
+    result = {
+        "commit_hash": "0123456789abcdef",
+        "env_name": "existing-py_somewhere_bin_python3",
+        "date": 1,
+        "params": {"machine": "sample", "python": python},
+        "python": python,
+        "result_columns": ["result", "params", "stats_ci_99_a"],
+        "results": {"a.time_b": [[1.23456789, math.nan, None], [["'x'", "'y'", "'z'"]], [-math.inf, None, None]]},
+    }
+    file = record.store(record.portable(result), tmp_path / "sample")
+    assert file.name == "01234567-existing-py3.json"
+    stored = strict(file.read_text())
+    assert (stored["env_name"], stored["python"], stored["params"]["python"]) == ("existing-py3", "py3", "py3")
+    assert stored["results"]["a.time_b"] == [[1.23457, None, None], [["'x'", "'y'", "'z'"]], [None, None, None]]
+    assert "somewhere" not in file.read_text()
+
+    again = {**result, "results": {"a.time_c": [[2.0], []]}}
+    record.store(record.portable(again), tmp_path / "sample")
+    assert set(strict(file.read_text())["results"]) == {"a.time_b", "a.time_c"}
+
+    with pytest.raises(ValueError, match="still in the results"):
+        record.portable({**result, "requirements": {"x": python}})
+
+
+@needs_torch
+def test_compare_on_a_tiny_case(environment, tmp_path):
+    json_file, markdown_file = tmp_path / "results.json", tmp_path / "results.md"
+    options = ["--lengths", 64, "--dims", 64, "--repeat", 1, "--threads", 1, "--product-size", 64]
+    options += ["--operations", "forward", "backward", "forward+backward"]
+    output = run([BENCH / "compare.py", *options, "--output", json_file, "--markdown", markdown_file], environment)
+    assert "geometric mean" in output
+    results = strict(json_file.read_text())
+    assert len(results["cases"]) == 2 * 3 * 2 and all(case["ratio"] > 0 for case in results["cases"])
+    assert results["machine"]["torch"] and results["settings"]["threads"] == 1
+    assert not re.search(r'"/|\b' + re.escape(os.uname().nodename) + r"\b", json_file.read_text())
+    tables = markdown_file.read_text()
+    assert "| length | D 64, full | D 64, causal |" in tables and "| 64 | " in tables
+
+    again = tmp_path / "again.md"
+    run([BENCH / "compare.py", "--input", json_file, "--markdown", again], environment)
+    assert again.read_text() == tables
