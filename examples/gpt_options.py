@@ -57,7 +57,7 @@ class Options:
     overwrite: bool = option(False, "start anew although the folder has a checkpoint", free=True)
     sample: int = option(400, "characters to write at the end", free=True)
     prompt: str = option("", "how the sample begins; default: a new line", free=True)
-    temperature: float = option(0.7, "of the sample: 0 always takes the likeliest character", free=True)
+    temperature: float = option(0.8, "of the sample: 0 always takes the likeliest character", free=True)
 
     def check(self) -> None:
         """Raise ValueError if an option can't be right."""

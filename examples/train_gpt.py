@@ -8,6 +8,8 @@
 The model and its gradients are in gpt.py, the options in gpt_options.py; this file has the text, the optimizer, the
 loop and the checkpoint. The folder --out gets checkpoint.npz, losses.csv and, where matplotlib is installed,
 losses.png.
+
+Where other programs use the cores too, OMP_NUM_THREADS=1 is much faster: threads that wait for one another wait long.
 """
 
 from __future__ import annotations
