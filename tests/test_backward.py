@@ -1,0 +1,185 @@
+"""Gradients against those of standard attention in float64, and against finite differences of the forward."""
+
+import math
+from itertools import product
+
+import numpy
+import pytest
+from hypothesis import HealthCheck, given, settings
+from numeric import Answers, assert_same_bits, check, junk, run
+from problems import DIMS, DTYPES, LENGTHS, MAIN, OPTIONS, PAIRS, WRT, Case, Shape, random_cases, sum_dtype
+
+import flash
+
+# ---- Each value of each axis -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option(backend, option, dtype):
+    if dtype in backend.dtypes:
+        check(Case(Shape(Lq=70, Lk=150, D=24, Dv=32), dtype, (option,)), backend)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_with_every_kind_of_array(kind, option):
+    dtype = kind.dtypes[list(OPTIONS).index(option) % len(kind.dtypes)]
+    check(Case(Shape(Lq=19, Lk=33), dtype, (option,)), kind)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_pair_of_options(backend, pair):
+    dtype = backend.dtypes[PAIRS.index(pair) % len(backend.dtypes)]
+    check(Case(Shape(Lq=45, Lk=69), dtype, pair), backend)
+
+
+LENGTH_PAIRS = [*zip(LENGTHS, LENGTHS, strict=True), *zip(LENGTHS, LENGTHS[5:] + LENGTHS[:5], strict=True)]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("Lq, Lk", LENGTH_PAIRS)
+def test_length(backend, Lq, Lk, causal):
+    if max(Lq, Lk) > backend.longest:
+        pytest.skip(f"lengths above {backend.longest} take too long here")
+    for n, dtype in enumerate(backend.dtypes):
+        if max(Lq, Lk) < 200 or n == (Lq + Lk + causal) % 3:
+            check(Case(Shape((), Lq, Lk, Hq=2, Hk=1, D=16, Dv=16), dtype, ("causal",) if causal else ()), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", DIMS)
+def test_head_dim(backend, D, dtype):
+    if dtype in backend.dtypes:
+        check(Case(Shape((), 33, 70, 2, 1, D, D), dtype), backend)
+
+
+@pytest.mark.parametrize("D, Dv", [(1, 256), (576, 512), (192, 128), (64, 65), (40, 8), (21, 1), (256, 21)])
+def test_value_dim_of_its_own(backend, D, Dv):
+    for dtype in backend.dtypes:
+        check(Case(Shape((1,), 35, 67, 2, 2, D, Dv), dtype, ("causal",)), backend)
+
+
+@pytest.mark.parametrize("Hq, Hk", [(1, 1), (3, 3), (4, 1), (6, 2), (6, 3), (12, 4)])
+def test_grouped_heads(backend, Hq, Hk):
+    for dtype in backend.dtypes:
+        check(Case(Shape((2,), 20, 34, Hq, Hk, 8, 8), dtype, ("bias_wide",)), backend)
+
+
+@pytest.mark.parametrize("N", [(), (1,), (2,), (2, 3), (2, 1, 2), (0,), (2, 0)])
+def test_leading_axes(backend, N):
+    options = ["q_lens", "kv_lens", "q_offset_array", "bias", "alibi_of_batch", "block_mask_of_batch", "dropout"]
+    for option in options:
+        check(Case(Shape(N, 18, 35, 2, 1, 8, 8), "float32", ("mask_of_keys", option)), backend)
+
+
+@settings(max_examples=120, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=random_cases())
+def test_random(case):
+    check(case, with_dlse=case.seed % 2 == 0)
+
+
+# ---- Gradients of their own ------------------------------------------------------------------------------------------
+
+
+def bias_shapes(N=(2, 3), Hq=2, Lq=19, Lk=37):
+    """Each axis whole or broadcast, and fewer axes."""
+    full = (*N, Hq, Lq, Lk)
+    kept = product([True, False], repeat=len(full))
+    shapes = [tuple(size if k else 1 for size, k in zip(full, keep, strict=True)) for keep in kept]
+    return [*shapes, *(full[count:] for count in range(1, len(full) + 1)), (Lq, 1)]
+
+
+@pytest.mark.parametrize("shape", bias_shapes(), ids=lambda shape: "x".join(map(str, shape)) or "scalar")
+def test_dbias_has_the_shape_of_bias(backend, shape):
+    """Summed over what is broadcast. Its dtype is q's or float32."""
+    for n, dtype in enumerate(backend.dtypes):
+        case = Case(Shape((2, 3), 19, 37, 2, 1, 8, 8), dtype, ("causal",))
+        known = Answers(case.make())
+        bias = numpy.random.default_rng(n).normal(size=shape)
+        known.problem.options["bias"] = numpy.asarray(bias, sum_dtype(known.dtype) if n == 1 else known.dtype)
+        o, lse, gradients = run(known.problem.map(backend.array))
+        known.check_forward(backend.numpy(o), backend.numpy(lse), backward=True)
+        known.check_backward(flash.Gradients(*(None if x is None else backend.numpy(x) for x in gradients)))
+
+
+@pytest.mark.parametrize("shape", [(300, 1), (1, 600), (2, 1, 1), (1, 1), (300, 600), ()], ids=str)
+def test_dbias_over_many_tiles(backend, shape):
+    """Lengths of several strips and tiles, so that what is summed meets across tasks."""
+    known = Answers(Case(Shape((), 300, 600, 2, 1, 8, 8), "float32", ("window",)).make())
+    known.problem.options["bias"] = numpy.asarray(numpy.random.default_rng(0).normal(size=shape), "f4")
+    _, _, gradients = run(known.problem.map(backend.array))
+    known.check_backward(flash.Gradients(*(None if x is None else backend.numpy(x) for x in gradients)))
+
+
+def test_without_dlse(backend):
+    for dtype in backend.dtypes:
+        check(Case(dtype=dtype, options=("causal", "sinks")), backend, with_dlse=False)
+
+
+def test_each_gradient_alone_has_the_same_bits(backend):
+    """What isn't asked for is None, whatever else is asked for."""
+    for dtype in backend.dtypes:
+        problem = Case(Shape(Lq=70, Lk=200), dtype, ("bias", "sinks", "causal")).make().map(backend.array)
+        o, lse, everything = run(problem)
+        for wanted in ([name] for name in WRT):
+            more = {"dlse": problem.dlse, "wrt": wanted, **junk(problem, backward=True, wrt=wanted)}
+            g = flash.attention_backward(problem.do, *problem.qkv, o, lse, **problem.options, **more)
+            for name, x, all_x in zip(WRT, g, everything, strict=True):
+                if name in wanted:
+                    assert_same_bits(backend.numpy(x), backend.numpy(all_x), name)
+                else:
+                    assert x is None
+        assert flash.attention_backward(problem.do, *problem.qkv, o, lse, **problem.options, wrt=()) == (None,) * 5
+
+
+# ---- Finite differences ----------------------------------------------------------------------------------------------
+
+
+FINITE_DIFFERENCES = [(option,) for option in OPTIONS] + [
+    ("bias", "sinks", "softcap", "alibi", "causal", "dropout", "q_lens", "kv_lens"),
+    ("bias_of_keys", "sinks_wide", "window", "scale_negative", "mask", "q_offset_array", "dropout"),
+]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("options", FINITE_DIFFERENCES, ids="-".join)
+def test_finite_differences(options):
+    """float64: every gradient, through o and lse, of every element."""
+    case = Case(Shape((2,), 4, 5, 2, 1, 3, 2), "float64", options)
+    if any(option.startswith("block_mask") for option in options):
+        case = case.with_shape(N=(2,), Lq=18, Lk=35, Hq=2, D=2, Dv=1)
+    problem = case.make()
+    arguments = {"q": problem.q, "k": problem.k, "v": problem.v}
+    arguments |= {name: problem.options[name] for name in ("bias", "sinks") if name in problem.options}
+    do, dlse = numpy.nan_to_num(problem.do), numpy.nan_to_num(problem.dlse)
+
+    def loss():
+        o, lse = flash.attention(*problem.qkv, **problem.options, return_lse=True)
+        return (o * do).sum() + (numpy.where(lse == -math.inf, 0.0, lse) * dlse).sum()
+
+    gradients = run(problem)[2]
+    step = 1e-5
+    for name, x in arguments.items():
+        wanted = numpy.zeros_like(x)
+        for index in numpy.ndindex(x.shape):
+            value = x[index]
+            if math.isfinite(value):
+                x[index] = value + step
+                above = loss()
+                x[index] = value - step
+                wanted[index] = (above - loss()) / (2 * step)
+                x[index] = value
+        numpy.testing.assert_allclose(getattr(gradients, f"d{name}"), wanted, rtol=1e-7, atol=1e-8, err_msg=name)
+
+
+# ---- A small subset for the sanitizers -------------------------------------------------------------------------------
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_options_in_small(dtype):
+    for n, option in enumerate(OPTIONS):
+        if n % len(DTYPES) == DTYPES.index(dtype) or option in MAIN:
+            check(Case(Shape((2,), 17 + n, 35 - n % 3, 2, 1, 9 + n % 8, 7 + n % 10), dtype, (option,)))
+    for D in (1, 8, 21, 64, 576):
+        check(Case(Shape((), 5, 19, 1, 1, D, D), dtype))

@@ -1,0 +1,94 @@
+"""Bit for bit: repeats, numbers of threads, and what else is in the batch change nothing."""
+
+import numpy
+import pytest
+import threadpoolctl
+from numeric import assert_same_bits, run
+from problems import DTYPES, OPTIONS, Case, Problem, Shape
+
+import flash
+
+LARGE = Shape((2,), 150, 300, 4, 2, 32, 32)  # several tasks of each phase, and work for several threads
+
+
+def at(problem, index):
+    """The problem of some sequences of the batch."""
+    options = {}
+    for name, x in problem.options.items():
+        batched = isinstance(x, numpy.ndarray) and x.shape[:1] == problem.q.shape[:1] and name not in ("sinks", "seed")
+        options[name] = x[index] if batched else x
+    return Problem(*(x[index] for x in (*problem.qkv, problem.do, problem.dlse)), options)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_repeats(dtype):
+    problem = Case(LARGE, dtype, ("causal", "bias", "sinks", "dropout")).make()
+    wanted = run(problem)
+    for _ in range(3):
+        assert_same_bits(run(problem, deterministic=True), wanted)
+
+
+@pytest.mark.parametrize("options", [(), ("bias", "sinks"), ("block_mask_of_heads", "causal", "bias_of_keys")], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads(dtype, options):
+    """One thread or more than there are cores, one head or several, forward and backward."""
+    for shape in (LARGE, Shape((), 300, 530, 1, 1, 32, 32)):
+        problem = Case(shape, dtype, options).make()
+        results = []
+        for count in (1, 2, 3, 5):
+            with threadpoolctl.threadpool_limits(count, "openmp"):
+                assert flash.show_config("dicts")["cpu"]["threads"] == count
+                results.append(run(problem))
+        for other in results[1:]:
+            assert_same_bits(other, results[0], f"{shape}")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_sequence_does_not_depend_on_the_batch(option):
+    """Alone or among five: the same bits. (dropout depends on the place in the batch; the first one's is its own.)"""
+    shape = Shape((5,), 70, 140, 4, 2, 16, 16)
+    for dtype in DTYPES:
+        problem = Case(shape, dtype, (option,)).make()
+        if option == "block_mask_of_batch":
+            continue
+        o, lse, g = run(problem)
+        for n in range(1 if option.startswith("dropout") else 5):
+            one = slice(n, n + 1)
+            alone_o, alone_lse, alone = run(at(problem, one))
+            assert_same_bits((alone_o, alone_lse), (o[one], lse[one]))
+            assert_same_bits(tuple(alone[:3]), tuple(x[one] for x in g[:3]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_head_does_not_depend_on_the_others(dtype):
+    problem = Case(Shape((2,), 150, 300, 6, 2, 16, 16), dtype, ("causal", "bias", "alibi", "sinks")).make()
+    o, lse, g = run(problem)
+    for kv_head in range(2):
+        heads, kv = slice(3 * kv_head, 3 * kv_head + 3), slice(kv_head, kv_head + 1)
+        part = Problem(
+            problem.q[..., heads, :], problem.k[..., kv, :], problem.v[..., kv, :], problem.do[..., heads, :],
+            problem.dlse[:, heads], {**problem.options, "bias": problem.options["bias"][:, heads]},
+        )  # fmt: skip
+        part.options |= {name: problem.options[name][heads] for name in ("alibi_slopes", "sinks")}
+        part_o, part_lse, part_g = run(part)
+        assert_same_bits((part_o, part_lse), (o[..., heads, :], lse[:, heads]))
+        assert_same_bits((part_g.dq, part_g.dbias), (g.dq[..., heads, :], g.dbias[:, heads]))
+        assert_same_bits((part_g.dk, part_g.dv), (g.dk[..., kv, :], g.dv[..., kv, :]))
+        assert_same_bits(part_g.dsinks, g.dsinks[heads])
+
+
+@pytest.mark.parametrize("options", [(), ("causal",), ("window",), ("bias", "softcap"), ("kv_lens", "alibi")], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_does_not_depend_on_the_others(dtype, options):
+    """o and lse of a few queries alone are those of all queries."""
+    problem = Case(Shape((2,), 300, 530, 2, 1, 16, 16), dtype, options).make()
+    o, lse = flash.attention(*problem.qkv, **problem.options, return_lse=True)
+    for first, last in ((0, 1), (299, 300), (31, 33), (64, 129), (7, 250)):
+        given = dict(problem.options)
+        kv_lens = given.get("kv_lens", numpy.array([530, 530]))
+        given["q_offset"] = kv_lens - 300 + first
+        if "bias" in given:
+            given["bias"] = given["bias"][..., first:last, :]
+        part_o, part_lse = flash.attention(problem.q[:, first:last], problem.k, problem.v, **given, return_lse=True)
+        assert_same_bits((part_o, part_lse), (o[:, first:last], lse[..., first:last]), f"{first}:{last}")

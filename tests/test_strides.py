@@ -1,0 +1,274 @@
+"""Arrays as they lie in memory: any strides that the contract allows give the bits that compact arrays give."""
+
+import math
+
+import numpy
+import pytest
+from numeric import assert_same_bits, junk, run
+from problems import DTYPES, Case, Problem, Shape
+
+import flash
+from flash.dropout import philox4x32
+
+EVERYTHING = "causal", "q_lens", "kv_lens", "mask", "bias", "alibi_of_batch", "sinks", "dropout"
+
+
+def heads_before_rows(x):
+    """A view of memory in the order batch, heads, rows, dims."""
+    return numpy.ascontiguousarray(x.swapaxes(-3, -2)).swapaxes(-3, -2)
+
+
+def rows_before_batch(x):
+    return numpy.moveaxis(numpy.ascontiguousarray(numpy.moveaxis(x, -3, 0)), 0, -3)
+
+
+def backwards(*axes):
+    """A view with negative strides along some axes."""
+
+    def view(x):
+        index = tuple(slice(None, None, -1 if axis - x.ndim in axes else 1) for axis in range(x.ndim))
+        return numpy.ascontiguousarray(x[index])[index]
+
+    return view
+
+
+def padded(x):
+    """A view into wider memory, which starts at an odd element and is full of NaN elsewhere."""
+    memory = numpy.full((*x.shape[:-3], x.shape[-3] * 2, x.shape[-2] + 1, x.shape[-1] + 3), math.nan, x.dtype)
+    view = memory[..., ::2, 1:, 1 : 1 + x.shape[-1]]
+    view[...] = x
+    return view
+
+
+LAYOUTS = {
+    "heads_before_rows": heads_before_rows,
+    "rows_before_batch": rows_before_batch,
+    "backwards_rows": backwards(-3),
+    "backwards_heads": backwards(-2),
+    "backwards_batch": backwards(-4),
+    "backwards_all": backwards(-4, -3, -2),
+    "padded": padded,
+}
+
+
+def laid_out(problem, layout):
+    return Problem(*(layout(x) for x in (*problem.qkv, problem.do)), problem.dlse, problem.options)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout(layout, dtype):
+    problem = Case(Shape((3,), 37, 70, 4, 2, 16, 24), dtype, EVERYTHING).make()
+    wanted = run(problem)
+    changed = laid_out(problem, LAYOUTS[layout])
+    assert changed.q.strides != problem.q.strides
+    assert_same_bits(run(changed), wanted)
+
+    # The saved o and lse, and out, in the same order.
+    o, lse, _ = wanted
+    out = LAYOUTS[layout](numpy.zeros_like(o))
+    assert flash.attention(*changed.qkv, **changed.options, out=out) is out
+    assert_same_bits(numpy.ascontiguousarray(out), o)
+    saved = LAYOUTS[layout](o), numpy.ascontiguousarray(lse.swapaxes(-1, -2)).swapaxes(-1, -2)[..., ::-1][..., ::-1]
+    dlse = numpy.repeat(changed.dlse, 2, axis=-1)[..., ::2]
+    gradients = flash.attention_backward(changed.do, *changed.qkv, *saved, **changed.options, dlse=dlse)
+    assert_same_bits(gradients, wanted[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed(dtype):
+    """q, k and v as views of one array."""
+    problem = Case(Shape((2,), 40, 40, 3, 3, 16, 16), dtype, ("causal",)).make()
+    together = numpy.stack(problem.qkv, axis=-3)  # (2, 40, 3 = q k v, 3, 16)
+    separate = run(problem)
+    packed = Problem(*(together[..., n, :, :] for n in range(3)), problem.do, problem.dlse, problem.options)
+    assert_same_bits(run(packed), separate)
+    interleaved = numpy.stack(problem.qkv, axis=-2)  # heads outside, then q k v
+    packed = Problem(*(interleaved[..., n, :] for n in range(3)), problem.do, problem.dlse, problem.options)
+    assert_same_bits(run(packed), separate)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("axis", [-4, -3, -2], ids=["batch", "rows", "heads"])
+def test_zero_strides(axis):
+    """Broadcast k and v, q and do: the gradients have the view's shape."""
+    for dtype in DTYPES:
+        problem = Case(Shape((3,), 37, 70, 4, 2, 16, 24), dtype, ("causal", "sinks")).make()
+        views = []
+        for x in (*problem.qkv, problem.do):
+            views.append(numpy.broadcast_to(x.take([0], axis), x.shape))
+            assert views[-1].strides[axis] == 0
+        copies = [numpy.ascontiguousarray(x) for x in views]
+        wanted = run(Problem(*copies, problem.dlse, problem.options))
+        assert_same_bits(run(Problem(*views, problem.dlse, problem.options)), wanted)
+
+
+def test_one_key_head_broadcast_over_the_query_heads():
+    problem = Case(Shape((2,), 33, 65, 4, 4, 16, 16)).make()
+    problem.k, problem.v = (numpy.broadcast_to(x[..., :1, :], x.shape) for x in (problem.k, problem.v))
+    grouped = Problem(problem.q, problem.k[..., :1, :], problem.v[..., :1, :], problem.do, problem.dlse)
+    (o, lse, g), (grouped_o, grouped_lse, grouped_g) = run(problem), run(grouped)
+    assert_same_bits((o, lse, g.dq), (grouped_o, grouped_lse, grouped_g.dq))
+    numpy.testing.assert_allclose(g.dk.sum(axis=-2, keepdims=True), grouped_g.dk, atol=1e-5)
+
+
+def strided_last(x):
+    return numpy.repeat(x, 3, axis=-1)[..., ::3]
+
+
+SCORE_LAYOUTS = {
+    "transposed": lambda x: numpy.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2),
+    "every_third": strided_last,
+    "backwards": lambda x: numpy.ascontiguousarray(x[..., ::-1, ::-1])[..., ::-1, ::-1],
+    "heads_last": lambda x: numpy.moveaxis(numpy.ascontiguousarray(numpy.moveaxis(x, -3, -1)), -1, -3),
+    "batch_last": lambda x: numpy.moveaxis(numpy.ascontiguousarray(numpy.moveaxis(x, 0, -1)), -1, 0),
+}
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", SCORE_LAYOUTS)
+def test_mask_and_bias_may_have_any_strides(layout):
+    for dtype in DTYPES:
+        for bias in ("bias", "bias_wide"):
+            problem = Case(Shape((2,), 37, 70, 4, 2, 16, 24), dtype, ("mask", bias)).make()
+            wanted = run(problem)
+            for name in ("mask", "bias"):
+                x = problem.options[name]
+                problem.options[name] = SCORE_LAYOUTS[layout](x)
+                numpy.testing.assert_array_equal(problem.options[name], x)
+            assert_same_bits(run(problem), wanted)
+
+
+def test_leading_axes_of_small_arguments_needn_t_merge():
+    """mask, bias, slopes, lengths, offsets and block masks are broadcast over some leading axes only."""
+    shape = Shape((2, 3), 33, 35, 2, 1, 8, 8)
+    problem = Case(shape, "float32", ("q_lens", "kv_lens", "q_offset_array", "alibi_of_batch", "mask", "bias")).make()
+    options = problem.options
+    for axis in (0, 1):
+        for name, x in options.items():
+            options[name] = numpy.broadcast_to(x.take([0], axis), x.shape)
+        blocks = numpy.random.default_rng(axis).random((1, 3, 1, 3, 2) if axis == 0 else (2, 1, 2, 3, 2)) < 0.6
+        whole = options | {"block_mask": flash.BlockMask.from_dense(blocks, (16, 32), Lq=33, Lk=35)}
+        copies = {name: x if name == "block_mask" else x.copy() for name, x in whole.items()}
+        full = numpy.broadcast_to(blocks, (2, 3, 2, 3, 2))
+        copies["block_mask"] = flash.BlockMask.from_dense(full, (16, 32), Lq=33, Lk=35)
+        views, wanted = (run(Problem(*problem.qkv, problem.do, problem.dlse, given)) for given in (whole, copies))
+        assert_same_bits(views, wanted)
+
+
+def test_small_arguments_may_have_any_strides():
+    problem = Case(Shape((4,), 33, 35, 4, 2, 8, 8), "float32", (*EVERYTHING, "q_offset_array")).make()
+    wanted = run(problem)
+    for name in ("q_lens", "kv_lens", "alibi_slopes", "sinks", "q_offset"):
+        x = problem.options[name]
+        problem.options[name] = strided_last(x[..., ::-1])[..., ::-1]
+        assert problem.options[name].strides[-1] < 0
+    assert_same_bits(run(problem), wanted)
+
+
+def test_read_only_inputs():
+    problem = Case(Shape((2,), 9, 17), "bfloat16", EVERYTHING).make()
+    wanted = run(problem)
+
+    def frozen(x):
+        x = x.copy()
+        x.flags.writeable = False
+        return x
+
+    assert_same_bits(run(problem.map(frozen)), wanted)
+
+
+# ---- More than 2^31 elements -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vast(tmp_path_factory):
+    """Memory of 2^32 + 2^20 bytes in a file that takes no space where nothing is written."""
+    path = tmp_path_factory.mktemp("vast") / "memory"
+    size = (1 << 32) + (1 << 20)
+    with open(path, "wb") as file:
+        file.truncate(size)
+    yield numpy.asarray(numpy.memmap(path, numpy.uint8, "r+"))
+    path.unlink()
+
+
+FAR = (1 << 31) + 64  # elements
+
+
+def far_apart(vast, x, axis, near):
+    """A copy of x, in which only `axis` is longer than 1 (but the last), with FAR elements from one to the next."""
+    strides = [near * x.itemsize] * (x.ndim - 1) + [x.itemsize]
+    strides[axis] = FAR * x.itemsize
+    view = numpy.lib.stride_tricks.as_strided(vast.view(x.dtype), x.shape, strides)
+    view[...] = x
+    return view
+
+
+@pytest.mark.parametrize("axis", [-4, -3, -2], ids=["batch", "rows", "heads"])
+@pytest.mark.parametrize("name", ["q", "k", "v", "do"])
+def test_strides_past_2_to_31_elements(vast, name, axis):
+    sizes = {-4: {"N": (2,)}, -3: {"Lq": 2, "Lk": 2}, -2: {"Hq": 2, "Hk": 2}}[axis]
+    shape = Shape((1,), 1, 1, 1, 1, 16, 16)._replace(**sizes)
+    problem = Case(shape, "float16").make()
+    wanted = run(problem)
+    x = getattr(problem, name)
+    setattr(problem, name, far_apart(vast, x, axis, near=16))
+    assert_same_bits(run(problem), wanted)
+
+
+@pytest.mark.parametrize("axis", [-4, -3, -2, -1], ids=["batch", "heads", "rows", "columns"])
+@pytest.mark.parametrize("name", ["mask", "bias"])
+def test_strides_of_scores_past_2_to_31_elements(vast, name, axis):
+    sizes = {-4: {"N": (2,)}, -3: {"Hq": 2}, -2: {"Lq": 2}, -1: {"Lk": 2}}[axis]
+    problem = Case(Shape((1,), 1, 1, 1, 1, 16, 16)._replace(**sizes), "float16", (name,)).make()
+    wanted = run(problem)
+    problem.options[name] = far_apart(vast, problem.options[name], axis, near=1)
+    assert_same_bits(run(problem), wanted)
+
+
+def test_result_past_2_to_31_elements(vast):
+    problem = Case(Shape((2,), 3, 5, 2, 1, 16, 16), "float16").make()
+    wanted = flash.attention(*problem.qkv)
+    strides = [2 * FAR, 2 * 32, 2 * 16, 2]
+    out = numpy.lib.stride_tricks.as_strided(vast.view("f2"), wanted.shape, strides)
+    assert_same_bits(flash.attention(*problem.qkv, out=out, **junk(problem)).copy(), wanted)
+
+
+L, LAST = 100_000, 128 + 100_000 % 128  # 10^10 scores, of which the rules below leave few
+
+
+def long_problem():
+    problem = Case(Shape((), L, L, 1, 1, 8, 8), "float32").make()
+    end = Problem(*(x[-LAST:] for x in (*problem.qkv, problem.do)), problem.dlse[:, -LAST:])
+    return problem, end
+
+
+def test_block_mask_past_2_to_31_scores():
+    """The last rows are a small problem: they see none but the last keys."""
+    problem, end = long_problem()
+    problem.options = {"block_mask": flash.BlockMask.sliding_window(L, L, 128, (0, 0)), "window": (100, 3)}
+    end.options = {"block_mask": flash.BlockMask.sliding_window(LAST, LAST, 128, (0, 0)), "window": (100, 3)}
+    (o, lse, gradients), (end_o, end_lse, end_gradients) = run(problem), run(end)
+    numpy.testing.assert_allclose(o[-LAST:], end_o, atol=1e-6)
+    numpy.testing.assert_allclose(lse[:, -LAST:], end_lse, atol=1e-6)
+    for x, wanted in zip(gradients[:3], end_gradients[:3], strict=True):
+        numpy.testing.assert_allclose(x[-LAST:], wanted, atol=1e-5)
+
+
+def test_dropout_past_2_to_31_scores():
+    problem, end = long_problem()
+    problem.options = {"window": (70, 3), "dropout": 0.25, "seed": 5}
+    o = flash.attention(*problem.qkv, **problem.options)
+    rows, columns = numpy.meshgrid(numpy.arange(L - 20, L), numpy.arange(L - LAST, L), indexing="ij")
+    p = flash.attention_weights(problem.q, problem.k, rows=rows[:, 0], **problem.options)[0, :, -LAST:]
+    kept = numpy.where(kept_far_out(5, 0.25, rows, columns), p, 0.0) / 0.75
+    numpy.testing.assert_allclose(o[-20:, 0], kept @ end.v[:, 0], atol=1e-5)
+
+
+def kept_far_out(seed, dropout, i, j):
+    """What dropout keeps at (i, j) of batch 0, head 0, without the matrix up to there."""
+    i, j = i.astype("u8"), j.astype("u8")
+    words = numpy.stack(philox4x32([j >> 1, i >> 1, i * 0, i * 0], (seed, 0)))
+    word = numpy.take_along_axis(words, (2 * (i & 1) + (j & 1)).astype("i8")[None], axis=0)[0]
+    return word >= round(dropout * 2**32)
