@@ -118,16 +118,17 @@ struct BackwardTile {
         for (int u = 0; u < 2; ++u) {
           const int64_t at = (r + u) * strip.width + i;
           p[u] = exp2<A::kExpDegree>((load<V>(sums(scratch.scores) + at) * rules.log2_scale - lse2) - low);
-          V dp = load<V>(sums(scratch.dscores) + at);
-          V kept = p[u];
+          V dp = load<V>(sums(scratch.dscores) + at), kept = p[u];
           if (keep != nullptr) {
             const V factor = load<V>(keep + at) * rules.keep_scale;
             dp *= factor;
             kept *= factor;
           }
-          ds[u] = p[u] * (dp - delta);
+          V slope = dp - delta;
+          if (!kForBias && cap_slope != nullptr) slope *= load<V>(cap_slope + at);
+          // By selection: what is hidden may be too large for dp, or lie behind the run where nothing was computed.
+          ds[u] = p[u] == 0 ? V{} : p[u] * slope;
           p[u] = kept;
-          if (!kForBias && cap_slope != nullptr) ds[u] *= load<V>(cap_slope + at);
           if (kForBias || A::kPair == 1) store(sums(scratch.dscores) + at, ds[u]);
           if constexpr (!kForBias) {
             if constexpr (A::kPair == 1) {
@@ -168,14 +169,17 @@ void prepare_task(const BackwardCall &call, int64_t index, void *) {
     if (lse == -kInfinity<S>) continue;
     const double exact = static_cast<double>(lse) * kLog2E;
     lse2[lane] = static_cast<S>(exact);
-    low[lane] = static_cast<S>(exact - static_cast<double>(lse2[lane]));
+    low[lane] = static_cast<S>(sizeof(S) == 8 ? __builtin_fma(static_cast<double>(lse), kLog2E, -exact)
+                                              : exact - static_cast<double>(lse2[lane]));
     const T *dout = static_cast<const T *>(x.dout.data) + b * x.dout.batch + h * x.dout.head + i * x.dout.row;
     const T *o = static_cast<const T *>(x.o.data) + b * x.o.batch + h * x.o.head + i * x.o.row;
+    // By selection: where o is 0 because the row sees nothing but a sink, do may be anything.
+    const auto product = [](auto a, auto b) { return b == 0 ? decltype(a){} : a * b; };
     V sum = {};
     int64_t c = 0;
-    for (; c + n <= problem.Dv; c += n) sum += load_as<S>(dout + c) * load_as<S>(o + c);
+    for (; c + n <= problem.Dv; c += n) sum += product(load_as<S>(dout + c), load_as<S>(o + c));
     S total = 0;
-    for (; c < problem.Dv; ++c) total += to_float(dout[c]) * to_float(o[c]);
+    for (; c < problem.Dv; ++c) total += product(static_cast<S>(to_float(dout[c])), static_cast<S>(to_float(o[c])));
     for (int u = 0; u < n; ++u) total += sum[u];
     delta[lane] = total;
     if (x.dlse.data != nullptr)

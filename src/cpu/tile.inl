@@ -191,7 +191,7 @@ FLASH_INLINE Vector<S> load_number_as(const T *from) {
   }
 }
 
-// tile[j][i] = from[i * row + j * column] for i < real queries, j < keys; the rest of the tile is left as it is.
+// tile[j][i] = from[i * row + j * column] for i < real queries, j < keys. What padding lanes hold is finite.
 template <class S, class T>
 void load_scores(const T *from, int64_t row, int64_t column, int64_t real, int64_t keys, int64_t width, S *tile) {
   constexpr int n = kLanes<S>;
@@ -216,6 +216,8 @@ void load_scores(const T *from, int64_t row, int64_t column, int64_t real, int64
     }
   for (; i < real; ++i)
     for (int64_t j = 0; j < keys; ++j) tile[j * width + i] = to_float(from[i * row + j * column]);
+  for (; i < width; ++i)
+    for (int64_t j = 0; j < keys; ++j) tile[j * width + i] = 0;
 }
 
 template <class S>
