@@ -12,6 +12,8 @@ import pytest
 
 import flash
 
+pytestmark = pytest.mark.sanitize
+
 SHAPE, HEADS, KEY_HEADS, Lq, Lk, D, Dv = (2,), 4, 2, 5, 7, 8, 6
 VALUE, TYPE, UNSUPPORTED = flash.FlashValueError, flash.FlashTypeError, flash.UnsupportedError
 BLOCKS = flash.BlockMask.from_dense(np.ones((1, 1), bool), 16)
