@@ -1,0 +1,288 @@
+#include "access.h"
+
+#include <cstring>
+
+#include "lanes.h"
+
+namespace emulator {
+
+namespace {
+
+std::string verb(const Access &a) {
+  return std::to_string(a.bytes) + "-byte " +
+         (a.use == Use::kAtomic  ? "atomic"
+          : a.use == Use::kWrite ? "write"
+                                 : "read");
+}
+
+bool fits(uint64_t offset, uint64_t bytes, uint64_t size) { return offset <= size && bytes <= size - offset; }
+
+bool aligned(const Access &a, int lane) { return a.address[lane] % static_cast<uint64_t>(a.bytes) == 0; }
+
+bool all_written(const std::byte *written, int bytes) {
+  if (bytes != 4) return std::memchr(written, 0, static_cast<size_t>(bytes)) == nullptr;
+  uint32_t four;
+  std::memcpy(&four, written, sizeof four);
+  return four == 0x01010101;
+}
+
+void report_misaligned(Warp &w, const Access &a, int lane, const std::string &what) {
+  w.run->report(w, Kind::kMisaligned, lane, verb(a) + " at " + what + ", not a multiple of its size");
+}
+
+void report_conflict(Warp &w, const Access &a, int lane, const Conflict &c, const std::string &where) {
+  const Run::Earlier earlier{c.pc, c.block, c.thread};
+  if (c.with == Conflict::With::kCopyInFlight) {
+    w.run->report(w, Kind::kInFlight, lane, verb(a) + " of " + where + " while a cp.async to it hasn't been waited for",
+                  earlier);
+  } else {
+    const char *other = c.with == Conflict::With::kWrite ? "write" : "read";
+    w.run->report(w, Kind::kRace, lane, verb(a) + " of " + where + " isn't ordered after an earlier " + other, earlier);
+  }
+}
+
+// Lanes of one instruction that write equal bytes to the same place: harmless, whichever comes last.
+bool same_bytes(const Warp &w, const Access &a, int lane, const Conflict &c) {
+  if (a.data == nullptr || c.with != Conflict::With::kWrite || c.pc != w.pc) return false;
+  if (c.block != w.block->number || c.thread / kLanes != w.index) return false;
+  const auto at = [&](int l) { return a.data + static_cast<size_t>(l) * a.data_stride; };
+  const int other = c.thread % kLanes;
+  return a.address[lane] == a.address[other] && std::memcmp(at(lane), at(other), static_cast<size_t>(a.bytes)) == 0;
+}
+
+Mask shared(Warp &w, const Instruction &i, Access &a, Mask lanes) {
+  Block &block = *w.block;
+  Run &run = *w.run;
+  const auto bytes = static_cast<uint64_t>(a.bytes);
+  Mask good = 0;
+  uint64_t offsets[kLanes];
+  each_lane(lanes, [&](int lane) {
+    const uint64_t offset = offsets[lane] = a.address[lane] - kSharedStart;
+    const auto where = [&] { return "shared memory + " + std::to_string(offset); };
+    if (a.address[lane] < kSharedStart || !fits(offset, bytes, run.shared_bytes)) {
+      run.report(
+          w, Kind::kOutOfBounds, lane,
+          verb(a) + " at shared memory " +
+              (a.address[lane] < kSharedStart ? "- " + std::to_string(0 - offset) : "+ " + std::to_string(offset)) +
+              ", which has " + std::to_string(run.shared_bytes) + " bytes");
+      return;
+    }
+    if (!aligned(a, lane)) return report_misaligned(w, a, lane, where());
+    a.place[lane] = block.shared.data() + offset;
+    good |= Mask{1} << lane;
+    if (run.options.uninitialised) {
+      std::byte *written = block.initialised.data() + offset;
+      if (a.use == Use::kWrite) {
+        std::memset(written, 1, bytes);
+      } else if (!all_written(written, a.bytes)) {
+        run.report(w, Kind::kUninitialised, lane, verb(a) + " of " + where() + ", which nothing has written yet");
+        std::memset(written, 1, bytes);
+      }
+    }
+    if (block.shadow != nullptr) {
+      const Accessor who{w.thread(lane), w.pc, i.strong || a.use == Use::kAtomic};
+      const Conflict c = a.copy                ? block.shadow->begin_copy(*block.clocks, who, offset, a.bytes)
+                         : a.use == Use::kRead ? block.shadow->read(*block.clocks, who, offset, a.bytes)
+                                               : block.shadow->write(*block.clocks, who, offset, a.bytes);
+      if (c && !same_bytes(w, a, lane, c)) report_conflict(w, a, lane, c, where());
+    }
+  });
+  // The bytes of cp.async arrive some time, not as one access of the warp.
+  if (run.options.traffic && !a.copy) run.counters.count_shared(offsets, good, a.bytes);
+  if (a.use != Use::kRead) ++run.changes;
+  return good;
+}
+
+void count_traffic(TrackedBuffer &buffer, const Access &a, Mask lanes, bool in_row) {
+  Traffic &t = buffer.traffic;
+  const auto bytes = static_cast<uint64_t>(a.bytes);
+  const uint64_t requested = bytes * static_cast<uint64_t>(__builtin_popcount(lanes));
+  const uint64_t base = buffer.buffer.address;
+  const auto add = [&](ByteSet &set) {
+    if (in_row) return set.add(a.address[0] - base, a.address[0] - base + requested);
+    uint64_t added = 0;
+    each_lane(lanes, [&](int lane) { added += set.add(a.address[lane] - base, a.address[lane] - base + bytes); });
+    return added;
+  };
+  if (a.use == Use::kRead) {
+    t.read_bytes += requested;
+    t.read_sectors += count_sectors(a.address, lanes);
+    t.read_unique_bytes += add(buffer.read);
+  } else if (a.use == Use::kAtomic) {
+    t.atomic_bytes += requested;
+  } else {
+    t.written_bytes += requested;
+    t.written_sectors += count_sectors(a.address, lanes);
+    const uint64_t added = add(buffer.written);
+    t.written_unique_bytes += added;
+    if (added != requested) t.written_twice_bytes += requested - added;
+  }
+}
+
+Mask global(Warp &w, const Instruction &i, Access &a, Mask lanes) {
+  Run &run = *w.run;
+  const auto bytes = static_cast<uint64_t>(a.bytes);
+  Mask good = 0;
+  TrackedBuffer *buffer = nullptr;
+  bool one_buffer = true, in_row = lanes == kAllLanes;
+  each_lane(lanes, [&](int lane) {
+    const uint64_t address = a.address[lane];
+    if (address != a.address[0] + static_cast<uint64_t>(lane) * bytes) in_row = false;
+    TrackedBuffer *found = run.buffers.find(address, bytes);
+    if (found == nullptr) {
+      run.report(w, Kind::kOutOfBounds, lane, verb(a) + " at " + run.buffers.describe(address));
+      return;
+    }
+    if (found != buffer && buffer != nullptr) one_buffer = false;
+    buffer = found;
+    if (!aligned(a, lane)) return report_misaligned(w, a, lane, run.buffers.describe(address));
+    if (found->constant && a.use != Use::kRead) {
+      run.report(w, Kind::kReadOnly, lane, verb(a) + " of the constant " + found->buffer.name);
+      return;
+    }
+    a.place[lane] = reinterpret_cast<std::byte *>(address);
+    good |= Mask{1} << lane;
+    if (run.global_shadow != nullptr && !found->constant) {
+      const Accessor who{w.thread(lane), w.pc, i.strong || a.use == Use::kAtomic};
+      const Clocks &clocks = *w.block->clocks;
+      const Conflict c = a.use == Use::kRead ? run.global_shadow->read(clocks, w.block->number, who, address, a.bytes)
+                                             : run.global_shadow->write(clocks, w.block->number, who, address, a.bytes);
+      if (c && !same_bytes(w, a, lane, c)) report_conflict(w, a, lane, c, run.buffers.describe(address));
+    }
+  });
+  if (a.use == Use::kWrite) ++run.changes;
+  if (!run.options.traffic || buffer == nullptr) return good;
+  if (one_buffer) {
+    if (!buffer->constant) count_traffic(*buffer, a, good, in_row && good == kAllLanes);
+  } else {
+    for (Mask rest = good; rest != 0;) {
+      TrackedBuffer *first = run.buffers.find(a.address[__builtin_ctz(rest)], bytes);
+      Mask same = 0;
+      each_lane(rest, [&](int lane) { same |= Mask{run.buffers.find(a.address[lane], bytes) == first} << lane; });
+      if (!first->constant) count_traffic(*first, a, same, false);
+      rest &= ~same;
+    }
+  }
+  return good;
+}
+
+Mask local(Warp &w, Access &a, Mask lanes) {
+  Mask good = 0;
+  each_lane(lanes, [&](int lane) {
+    if (!fits(a.address[lane], static_cast<uint64_t>(a.bytes), w.local_bytes)) {
+      w.run->report(w, Kind::kOutOfBounds, lane,
+                    verb(a) + " at local memory + " + std::to_string(a.address[lane]) + ", which has " +
+                        std::to_string(w.local_bytes) + " bytes");
+      return;
+    }
+    if (!aligned(a, lane)) {
+      return report_misaligned(w, a, lane, "local memory + " + std::to_string(a.address[lane]));
+    }
+    a.place[lane] = w.local + static_cast<size_t>(lane) * w.local_bytes + a.address[lane];
+    good |= Mask{1} << lane;
+  });
+  return good;
+}
+
+Mask parameters(Warp &w, Access &a, Mask lanes) {
+  Run &run = *w.run;
+  Mask good = 0;
+  each_lane(lanes, [&](int lane) {
+    if (a.use != Use::kRead) {
+      run.report(w, Kind::kReadOnly, lane, verb(a) + " of a kernel parameter");
+    } else if (!fits(a.address[lane], static_cast<uint64_t>(a.bytes), run.kernel.parameter_bytes)) {
+      run.report(w, Kind::kOutOfBounds, lane, verb(a) + " beyond the kernel's parameters");
+    } else {
+      a.place[lane] = run.parameters.data() + a.address[lane];
+      good |= Mask{1} << lane;
+    }
+  });
+  return good;
+}
+
+Mask in_space(Warp &w, const Instruction &i, Access &a, Mask lanes) {
+  switch (a.space) {
+    case Space::kShared:
+      return shared(w, i, a, lanes);
+    case Space::kLocal:
+      return local(w, a, lanes);
+    case Space::kParam:
+      return parameters(w, a, lanes);
+    default:
+      return global(w, i, a, lanes);
+  }
+}
+
+}  // namespace
+
+void lane_addresses(const Warp &w, const Operand &base, int64_t offset, uint64_t *address) {
+  if (base.bytes == 8) {
+    const uint64_t *in = w.in<uint64_t>(base);
+    for (int lane = 0; lane < kLanes; ++lane) address[lane] = in[lane] + static_cast<uint64_t>(offset);
+  } else {
+    const uint32_t *in = w.in<uint32_t>(base);
+    for (int lane = 0; lane < kLanes; ++lane)
+      address[lane] = static_cast<uint32_t>(in[lane] + static_cast<uint32_t>(offset));
+  }
+}
+
+Mask checked(Warp &w, const Instruction &i, Access &a, Mask lanes) {
+  if (a.space != Space::kGeneric) return in_space(w, i, a, lanes);
+  // Almost always all lanes are in one space.
+  Mask good = 0;
+  while (lanes != 0) {
+    const uint64_t window = a.address[__builtin_ctz(lanes)] & kWindowMask;
+    Mask same = 0;
+    each_lane(lanes, [&](int lane) { same |= Mask{(a.address[lane] & kWindowMask) == window} << lane; });
+    lanes &= ~same;
+    a.space = window == kSharedWindow  ? Space::kShared
+              : window == kLocalWindow ? Space::kLocal
+              : window == kParamWindow ? Space::kParam
+                                       : Space::kGlobal;
+    if (a.space != Space::kGlobal) each_lane(same, [&](int lane) { a.address[lane] &= ~kWindowMask; });
+    good |= in_space(w, i, a, same);
+  }
+  return good;
+}
+
+namespace {
+// Atomics order by the address of their place; shared memory of different blocks has different ones.
+uint64_t key(const Access &a, int lane) { return reinterpret_cast<uint64_t>(a.place[lane]); }
+}  // namespace
+
+void order_before(Warp &w, const Instruction &i, const Access &a, Mask lanes) {
+  w.watched = true;
+  GlobalShadow *shadow = w.run->global_shadow.get();
+  if (shadow == nullptr) return;
+  each_lane(lanes, [&](int lane) {
+    const Published what = shadow->published(key(a, lane));
+    if (what == nullptr) return;
+    if (i.acquire)
+      w.block->clocks->take_over(w.thread(lane), what);
+    else
+      w.block->clocks->found(w.thread(lane), what);
+  });
+}
+
+void order_after(Warp &w, const Instruction &i, const Access &a, Mask lanes) {
+  GlobalShadow *shadow = w.run->global_shadow.get();
+  if (shadow == nullptr) return;
+  each_lane(lanes, [&](int lane) {
+    Clocks &clocks = *w.block->clocks;
+    const Published what = i.release ? clocks.publish_now(w.thread(lane)) : clocks.published(w.thread(lane));
+    if (what != nullptr) shadow->publish(key(a, lane), what);
+  });
+}
+
+std::string text_at(Warp &w, uint64_t address) {
+  std::string text;
+  for (; text.size() < 200; ++address) {
+    if (w.run->buffers.find(address, 1) == nullptr) break;
+    const char c = *reinterpret_cast<const char *>(address);
+    if (c == 0) break;
+    text += c;
+  }
+  return text;
+}
+
+}  // namespace emulator

@@ -1,0 +1,39 @@
+// The one way to memory: every instruction that reads or writes goes through checked(), which finds out where each lane's
+// bytes are, reports what is wrong, feeds race detection and counts traffic.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "machine.h"
+
+namespace emulator {
+
+enum class Use : uint8_t { kRead, kWrite, kAtomic };
+
+// The bytes of each lane of one instruction.
+struct Access {
+  Space space = Space::kGeneric;
+  Use use = Use::kRead;
+  int bytes = 0;      // of a lane: 1 to 16, and the alignment
+  bool copy = false;  // cp.async: the write ends later
+  uint64_t address[kLanes];
+  // For writes: what the lane writes, so that lanes of one instruction that write the same are no race. May be NULL.
+  const std::byte *data = nullptr;
+  size_t data_stride = 0;
+
+  std::byte *place[kLanes];  // result: where the bytes are, in host memory
+};
+
+// Base register and offset.
+void lane_addresses(const Warp &warp, const Operand &base, int64_t offset, uint64_t *address);
+// Fills in Access::place and returns the lanes that may go on; the others have been reported.
+Mask checked(Warp &warp, const Instruction &i, Access &access, Mask lanes);
+
+// Atomics and strong accesses make an order: called before a strong load's value is used, and after a strong store.
+void order_before(Warp &warp, const Instruction &i, const Access &access, Mask lanes);
+void order_after(Warp &warp, const Instruction &i, const Access &access, Mask lanes);
+
+// The text at a generic address, for messages; stops at anything unreadable.
+std::string text_at(Warp &warp, uint64_t address);
+
+}  // namespace emulator

@@ -1,0 +1,114 @@
+// Ends, barriers, fences and traps. Branches and calls are the parser's; waiting is the scheduler's.
+#include <cstring>
+
+#include "access.h"
+#include "builder.h"
+#include "lanes.h"
+
+namespace emulator {
+
+namespace {
+
+void no_operation(Warp &, const Instruction &, Mask) {}
+
+void decode_nothing(Builder &b) {
+  b.ignore_modifiers();
+  b.result.run = no_operation;
+}
+
+void fence(Warp &w, const Instruction &, Mask mask) {
+  if (w.block->clocks == nullptr) return;
+  each_lane(mask, [&](int lane) { w.block->clocks->fence(w.thread(lane)); });
+}
+void decode_fence(Builder &b) {
+  b.take_one({"sc", "acq_rel", "acquire", "release"});
+  b.take_one({"cta", "cluster", "gpu", "sys", "gl"});
+  b.expect(0, 0);
+  b.result.run = fence;
+}
+
+void trap(Warp &w, const Instruction &, Mask mask) { w.run->stop(w, Kind::kTrap, __builtin_ctz(mask), "trap"); }
+
+// in: where, in local memory, the addresses of message, file and function and the line lie.
+void assertion_failed(Warp &w, const Instruction &i, Mask mask) {
+  const int lane = __builtin_ctz(mask);
+  const auto argument = [&](int k) {
+    uint64_t value;
+    std::memcpy(&value, w.local + static_cast<size_t>(lane) * w.local_bytes + w.in<uint64_t>(i.in[k])[0], sizeof value);
+    return value;
+  };
+  const std::string file = text_at(w, argument(1));
+  w.run->stop(w, Kind::kTrap, lane,
+              "assertion failed: " + text_at(w, argument(0)) + " (" + file.substr(file.rfind('/') + 1) + ":" +
+                  std::to_string(static_cast<uint32_t>(argument(2))) + ")");
+}
+void decode_assertion(Builder &b) {
+  b.expect(5, 5);
+  for (size_t k = 0; k < 5; ++k) b.result.in[k] = b.literal(b.arg(k).value, 8);
+  b.result.run = assertion_failed;
+}
+
+// bar and barrier. in[0]: number, in[1]: threads, if given; in[2]: predicate of .red. The scheduler reads `mode`.
+void decode_barrier(Builder &b) {
+  Instruction &r = b.result;
+  b.take("cta");
+  b.take("aligned");
+  const Type number{Type::kUnsigned, 32};
+  r.control = Control::kBarrier;
+  r.run = no_operation;
+  if (b.take("red")) {
+    const int operation = b.take_one({"popc", "and", "or"});
+    if (operation < 0) b.fail("no operation");
+    r.mode = static_cast<uint8_t>(static_cast<int>(BarrierMode::kPopc) + operation);
+    const bool counts = b.next_is_type() && operation == 0;
+    Type type{Type::kPredicate, 32};
+    if (b.next_is_type()) type = b.take_type();
+    b.expect(3, 4);
+    bool negated;
+    r.out[0] = counts ? b.target(0, type) : b.predicate(b.arg(0), negated);
+    r.in[0] = b.source(1, number);
+    if (b.args.size() == 4) r.in[1] = b.source(2, number);
+    r.in[2] = b.predicate(b.args.back(), r.negated[2]);
+    return;
+  }
+  const bool arrives = b.take("arrive");
+  if (!arrives && !b.take("sync")) b.fail("unknown barrier");
+  r.mode = static_cast<uint8_t>(arrives ? BarrierMode::kArrive : BarrierMode::kSync);
+  b.expect(arrives ? 2 : 1, 2);
+  r.in[0] = b.source(0, number);
+  if (b.args.size() == 2) r.in[1] = b.source(1, number);
+}
+
+void decode_exit(Builder &b) {
+  b.take("uni");
+  b.expect(0, 0);
+  b.result.control = Control::kExit;
+  b.result.run = no_operation;
+}
+
+}  // namespace
+
+std::vector<Opcode> control_opcodes() {
+  return {
+      {"exit", decode_exit},
+      {"ret", decode_exit},
+      {"bar", decode_barrier},
+      {"barrier", decode_barrier},
+      {"membar", decode_fence},
+      {"fence", decode_fence},
+      {"trap", [](Builder &b) { b.result.run = trap; }},
+      {"brkpt", [](Builder &b) { b.result.run = trap; }},
+      {"nanosleep",
+       [](Builder &b) {
+         b.take("u32");
+         b.result.control = Control::kYield;
+         b.result.run = no_operation;
+       }},
+      {"pmevent", decode_nothing},
+      {"setmaxnreg", decode_nothing},
+      {"griddepcontrol", decode_nothing},
+      {"__assertfail", decode_assertion},
+  };
+}
+
+}  // namespace emulator

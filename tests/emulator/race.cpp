@@ -1,0 +1,356 @@
+#include "race.h"
+
+#include <algorithm>
+
+namespace emulator {
+
+namespace {
+
+size_t at(int thread) { return static_cast<size_t>(thread); }
+
+void raise(std::vector<Clock> &to, const std::vector<Clock> &from) {
+  for (size_t i = 0; i < to.size(); ++i) to[i] = std::max(to[i], from[i]);
+}
+
+template <class Visit>
+void each_lane(Mask lanes, Visit visit) {
+  for (; lanes != 0; lanes &= lanes - 1) visit(__builtin_ctz(lanes));
+}
+
+}  // namespace
+
+// ---- Clocks
+
+Clocks::Clocks(uint64_t block, int agents)
+    : block_(block),
+      own_(at(agents), 1),
+      known_(at(agents), std::make_shared<const std::vector<Clock>>(at(agents), 0)),
+      published_(at(agents)),
+      found_(at(agents)) {}
+
+bool Clocks::ordered(uint64_t block, int earlier, Clock clock, int viewer) const {
+  if (block == block_) return ordered(earlier, clock, viewer);
+  for (const Taken &taken : taken_) {
+    const auto found = taken.what->find(block);
+    if (found == taken.what->end() || (*found->second)[at(earlier)] < clock) continue;
+    if (ordered(taken.thread, taken.clock, viewer)) return true;
+  }
+  return false;
+}
+
+void Clocks::release(int first_thread, Mask lanes, Knowledge &into) {
+  into.clocks.resize(own_.size(), 0);
+  each_lane(lanes, [&](int lane) {
+    const size_t t = at(first_thread + lane);
+    if (known_[t] != into.merged) {
+      raise(into.clocks, *known_[t]);
+      into.merged = known_[t];
+    }
+  });
+  each_lane(lanes, [&](int lane) {
+    const size_t t = at(first_thread + lane);
+    into.clocks[t] = std::max(into.clocks[t], own_[t]++);
+  });
+}
+
+void Clocks::acquire(int first_thread, Mask lanes, const Known &from) {
+  // Whoever released into `from` knows nothing beyond it; others keep what they knew.
+  const void *same = nullptr;
+  Known raised;
+  each_lane(lanes, [&](int lane) {
+    Known &known = known_[at(first_thread + lane)];
+    if (known.get() != same) {
+      same = known.get();
+      auto sum = *known;
+      raise(sum, *from);
+      raised = sum == *from ? from : std::make_shared<const std::vector<Clock>>(std::move(sum));
+    }
+    known = raised;
+  });
+}
+
+void Clocks::join(int first_thread, Mask lanes) {
+  Knowledge all;
+  release(first_thread, lanes, all);
+  const auto known = std::make_shared<const std::vector<Clock>>(std::move(all.clocks));
+  each_lane(lanes, [&](int lane) { known_[at(first_thread + lane)] = known; });
+}
+
+Published Clocks::publish_now(int thread) {
+  Knowledge mine;
+  const int warp = thread / kLanes * kLanes;
+  release(warp, Mask{1} << (thread - warp), mine);
+  auto snapshot = std::make_shared<Snapshot>();
+  for (const Taken &taken : taken_) {  // what came from other blocks goes on to further ones
+    if (!ordered(taken.thread, taken.clock, thread)) continue;
+    for (const auto &[block, known] : *taken.what) {
+      Known &entry = (*snapshot)[block];
+      if (entry == nullptr) {
+        entry = known;
+      } else if (entry != known) {
+        auto sum = *entry;
+        raise(sum, *known);
+        entry = std::make_shared<const std::vector<Clock>>(std::move(sum));
+      }
+    }
+  }
+  (*snapshot)[block_] = std::make_shared<const std::vector<Clock>>(std::move(mine.clocks));
+  return snapshot;
+}
+
+void Clocks::fence(int thread) {
+  if (Published &found = found_[at(thread)]; found != nullptr) {
+    take_over(thread, found);
+    found = nullptr;
+  }
+  published_[at(thread)] = publish_now(thread);
+}
+
+void Clocks::found(int thread, Published what) { found_[at(thread)] = std::move(what); }
+
+void Clocks::take_over(int thread, const Published &what) {
+  const auto mine = what->find(block_);
+  if (mine != what->end()) {
+    const int warp = thread / kLanes * kLanes;
+    acquire(warp, Mask{1} << (thread - warp), mine->second);
+  }
+  if (what->size() > (mine != what->end() ? 1u : 0u)) taken_.push_back({thread, own_[at(thread)], what});
+}
+
+// ---- Shared memory
+
+// Whether nothing speaks against an access by the last write: the usual case, quickly.
+inline bool SharedShadow::after_write(const Cell &cell, const Clocks &clocks, Accessor who) {
+  return !cell.in_flight && (cell.write_clock == 0 || clocks.ordered(cell.writer, cell.write_clock, who.thread) ||
+                             (cell.strong && who.strong));
+}
+
+Conflict SharedShadow::against_write(const Cell &cell, const Clocks &clocks, Accessor who) {
+  if (cell.in_flight) return {Conflict::With::kCopyInFlight, 0, cell.writer, cell.write_pc};
+  if (cell.write_clock != 0 && !(cell.strong && who.strong) &&
+      !clocks.ordered(cell.writer, cell.write_clock, who.thread)) {
+    return {Conflict::With::kWrite, 0, cell.writer, cell.write_pc};
+  }
+  return {};
+}
+
+bool SharedShadow::before(const Reader &reader, const Clocks &clocks, int viewer, int *thread) {
+  for (Mask rest = reader.lanes; rest != 0; rest &= rest - 1) {
+    const int t = reader.warp * kLanes + __builtin_ctz(rest);
+    if (clocks.ordered(t, reader.clock, viewer)) continue;
+    if (thread != nullptr) *thread = t;
+    return false;
+  }
+  return true;
+}
+
+void SharedShadow::add_reader(Cell &cell, const Clocks &clocks, Accessor who) {
+  const auto warp = static_cast<uint16_t>(who.thread / kLanes);
+  const Clock now = clocks.now(who.thread);
+  const Mask lane = Mask{1} << who.thread % kLanes;
+  const auto same = [&](const Reader &r) { return r.warp == warp && r.clock == now && r.strong == who.strong; };
+  Reader &last = cell.reader;
+  if (last.lanes != 0 && (cell.more != 0 || !before(last, clocks, who.thread))) {
+    if (cell.more == 0) {
+      more_.emplace_back();
+      cell.more = static_cast<uint32_t>(more_.size());
+    }
+    std::vector<Reader> &more = more_[cell.more - 1];
+    for (Reader &reader : more) {
+      if (!same(reader)) continue;
+      reader.lanes |= lane;
+      reader.pc = who.pc;
+      return;
+    }
+    more.erase(std::remove_if(more.begin(), more.end(), [&](const Reader &r) { return before(r, clocks, who.thread); }),
+               more.end());
+    if (!before(last, clocks, who.thread)) more.push_back(last);
+  }
+  last = {lane, now, who.pc, warp, who.strong};
+}
+
+void SharedShadow::refine(int bytes) {
+  const int parts = cell_bytes_ / bytes;
+  std::vector<Cell> finer(cells_.size() * static_cast<size_t>(parts));
+  for (size_t i = 0; i < finer.size(); ++i) {
+    Cell &cell = finer[i] = cells_[i / static_cast<size_t>(parts)];
+    if (cell.more == 0 || i % static_cast<size_t>(parts) == 0) continue;
+    more_.push_back(more_[cell.more - 1]);
+    cell.more = static_cast<uint32_t>(more_.size());
+  }
+  cells_ = std::move(finer);
+  cell_bytes_ = bytes;
+}
+
+Conflict SharedShadow::read(const Clocks &clocks, Accessor who, uint64_t offset, int bytes) {
+  if (bytes < cell_bytes_) refine(bytes);
+  Conflict conflict;
+  const auto width = static_cast<uint64_t>(cell_bytes_);
+  const int warp = who.thread / kLanes;
+  const Mask lane = Mask{1} << who.thread % kLanes;
+  const Clock now = clocks.now(who.thread);
+  for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
+    Cell &cell = cells_[i];
+    if (!after_write(cell, clocks, who) && !conflict) conflict = against_write(cell, clocks, who);
+    Reader &last = cell.reader;
+    if (last.lanes != 0 && last.warp == warp && last.clock == now && last.strong == who.strong) {
+      last.lanes |= lane;
+      last.pc = who.pc;
+    } else {
+      add_reader(cell, clocks, who);
+    }
+  }
+  return conflict;
+}
+
+Conflict SharedShadow::write(const Clocks &clocks, Accessor who, uint64_t offset, int bytes) {
+  if (bytes < cell_bytes_) refine(bytes);
+  Conflict conflict;
+  const auto width = static_cast<uint64_t>(cell_bytes_);
+  for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
+    Cell &cell = cells_[i];
+    if (!after_write(cell, clocks, who) && !conflict) conflict = against_write(cell, clocks, who);
+    const auto check = [&](const Reader &reader) {
+      int thread = 0;
+      if (reader.lanes == 0 || conflict || (reader.strong && who.strong) || before(reader, clocks, who.thread, &thread))
+        return;
+      conflict = {Conflict::With::kRead, 0, thread, reader.pc};
+    };
+    check(cell.reader);
+    if (cell.more != 0) {
+      for (const Reader &reader : more_[cell.more - 1]) check(reader);
+      more_[cell.more - 1].clear();
+    }
+    cell.reader = {};
+    cell.write_clock = clocks.now(who.thread);
+    cell.write_pc = who.pc;
+    cell.writer = static_cast<uint16_t>(who.thread);
+    cell.strong = who.strong;
+  }
+  return conflict;
+}
+
+Conflict SharedShadow::begin_copy(const Clocks &clocks, Accessor who, uint64_t offset, int bytes) {
+  const Conflict conflict = write(clocks, who, offset, bytes);
+  const auto width = static_cast<uint64_t>(cell_bytes_);
+  for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
+    cells_[i].in_flight = true;
+  }
+  return conflict;
+}
+
+void SharedShadow::end_copy(const Clocks &clocks, int thread, uint64_t offset, int bytes) {
+  const auto width = static_cast<uint64_t>(cell_bytes_);
+  for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
+    cells_[i].in_flight = false;
+    cells_[i].writer = static_cast<uint16_t>(thread);
+    cells_[i].write_clock = clocks.now(thread);
+  }
+}
+
+// ---- Global memory
+
+template <class Visit>
+void GlobalShadow::visit(uint64_t address, int bytes, Visit visit) {
+  const uint64_t number = address >> kPageLog2;  // an access is aligned, so it never crosses a page
+  if (number != last_number_) {
+    last_page_ = &pages_[number];
+    last_number_ = number;
+    if (last_page_->cells.empty()) last_page_->cells.resize(size_t{1} << kPageLog2 >> 2);
+  }
+  Page &page = *last_page_;
+  if (bytes < page.cell_bytes) {
+    const auto parts = static_cast<size_t>(page.cell_bytes / bytes);
+    std::vector<Cell> finer(page.cells.size() * parts);
+    for (size_t i = 0; i < finer.size(); ++i) finer[i] = page.cells[i / parts];
+    page.cells = std::move(finer);
+    page.cell_bytes = bytes;
+  }
+  const auto width = static_cast<uint64_t>(page.cell_bytes);
+  const uint64_t begin = address % (uint64_t{1} << kPageLog2);
+  for (uint64_t i = begin / width; i < (begin + static_cast<uint64_t>(bytes)) / width; ++i) visit(page.cells[i]);
+}
+
+Conflict GlobalShadow::against_write(const Cell &cell, const Clocks &clocks, uint64_t block, Accessor who) {
+  if (cell.write_block == 0 || (cell.write_strong && who.strong)) return {};
+  const uint64_t other = cell.write_block - 1;
+  if (other == block ? clocks.ordered(cell.writer, cell.write_clock, who.thread)
+                     : clocks.ordered(other, cell.writer, cell.write_clock, who.thread)) {
+    return {};
+  }
+  return {Conflict::With::kWrite, other, cell.writer, cell.write_pc};
+}
+
+Conflict GlobalShadow::read(const Clocks &clocks, uint64_t block, Accessor who, uint64_t address, int bytes) {
+  Conflict conflict;
+  visit(address, bytes, [&](Cell &cell) {
+    if (!conflict) conflict = against_write(cell, clocks, block, who);
+    const auto warp = static_cast<uint16_t>(who.thread / kLanes);
+    const Clock now = clocks.now(who.thread);
+    const auto reader = static_cast<uint32_t>(block + 1);
+    if (cell.read_block != 0 && cell.read_block != reader) cell.several_blocks_read = true;
+    if (cell.read_block != reader || cell.read_warp != warp || cell.read_clock != now) cell.readers = 0;
+    cell.readers |= Mask{1} << who.thread % kLanes;
+    cell.read_block = reader;
+    cell.read_warp = warp;
+    cell.read_clock = now;
+    cell.read_pc = who.pc;
+    cell.read_strong = who.strong;
+  });
+  return conflict;
+}
+
+Conflict GlobalShadow::write(const Clocks &clocks, uint64_t block, Accessor who, uint64_t address, int bytes) {
+  Conflict conflict;
+  visit(address, bytes, [&](Cell &cell) {
+    if (!conflict) conflict = against_write(cell, clocks, block, who);
+    if (!conflict && cell.read_block != 0 && !(cell.read_strong && who.strong)) {
+      const uint64_t other = cell.read_block - 1;
+      for (Mask rest = cell.readers; rest != 0 && !conflict; rest &= rest - 1) {
+        const int reader = cell.read_warp * kLanes + __builtin_ctz(rest);
+        if (!clocks.ordered(other, reader, cell.read_clock, who.thread)) {
+          conflict = {Conflict::With::kRead, other, reader, cell.read_pc};
+        }
+      }
+      if (!conflict && cell.several_blocks_read && !clocks.took_over_anything()) {
+        conflict = {Conflict::With::kRead, other, cell.read_warp * kLanes, cell.read_pc};
+      }
+    }
+    cell.readers = 0;
+    cell.read_block = 0;
+    cell.several_blocks_read = false;
+    cell.write_block = static_cast<uint32_t>(block + 1);
+    cell.write_clock = clocks.now(who.thread);
+    cell.write_pc = who.pc;
+    cell.writer = static_cast<uint16_t>(who.thread);
+    cell.write_strong = who.strong;
+  });
+  return conflict;
+}
+
+void GlobalShadow::publish(uint64_t address, const Published &what) {
+  Published &there = published_[address];
+  if (there == nullptr) {
+    there = what;
+    return;
+  }
+  auto sum = std::make_shared<Snapshot>(*there);
+  for (const auto &[block, known] : *what) {
+    Known &entry = (*sum)[block];
+    if (entry == nullptr) {
+      entry = known;
+    } else {
+      auto clocks = *entry;
+      raise(clocks, *known);
+      entry = std::make_shared<const std::vector<Clock>>(std::move(clocks));
+    }
+  }
+  there = sum;
+}
+
+Published GlobalShadow::published(uint64_t address) const {
+  const auto found = published_.find(address);
+  return found == published_.end() ? nullptr : found->second;
+}
+
+}  // namespace emulator

@@ -1,0 +1,166 @@
+// Happens-before: which accesses to memory are ordered, and a report of those that should be and aren't.
+//
+// Every thread has a clock, which advances when it releases (arrives at a barrier, fences). A thread knows, of every other
+// thread of its block, the clock up to which it has seen what that thread did; barriers and bar.warp.sync pass
+// this on. An access is ordered after an earlier one of thread t at clock c if the thread knows t up to c. Shuffles, mma and
+// ldmatrix order nothing. The result doesn't depend on the schedule: one run of any order sees every race of its path.
+//
+// Between blocks, and within one through atomics, order comes as in the PTX memory model: a fence (or .release) before
+// an atomic or strong store publishes what the thread knows at that address; an atomic or strong load there, and a
+// fence (or .acquire) after it, takes it over.
+//
+// Shadow memory has a cell for 4 bytes, refined to 2 or 1 where a narrower access comes. A cell holds the last write and
+// the reads that are concurrent to each other. Two strong accesses never race.
+//
+// Later agents (mbarriers, bulk copies, warpgroups) get threads of their own behind those of the block: Clocks takes
+// the number of agents, not of threads.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "program.h"
+
+namespace emulator {
+
+using Clock = uint32_t;
+// Clocks by thread. `merged` is the last shared vector that was taken in whole: to skip it the next time.
+using Known = std::shared_ptr<const std::vector<Clock>>;
+struct Knowledge {
+  std::vector<Clock> clocks;
+  Known merged;
+};
+// What a release published: by block.
+using Snapshot = std::map<uint64_t, Known>;
+using Published = std::shared_ptr<const Snapshot>;
+
+// The clocks of one block.
+class Clocks {
+ public:
+  Clocks(uint64_t block, int agents);
+
+  Clock now(int thread) const { return own_[static_cast<size_t>(thread)]; }
+  bool ordered(int earlier, Clock clock, int viewer) const {
+    return earlier == viewer || (*known_[static_cast<size_t>(viewer)])[static_cast<size_t>(earlier)] >= clock;
+  }
+  // The same for an access of another block.
+  bool ordered(uint64_t block, int earlier, Clock clock, int viewer) const;
+  bool took_over_anything() const { return !taken_.empty(); }
+
+  // Threads first_thread + lane of the mask.
+  void release(int first_thread, Mask lanes, Knowledge &into);
+  void acquire(int first_thread, Mask lanes, const Known &from);
+  // bar.warp.sync: everybody releases, then acquires.
+  void join(int first_thread, Mask lanes);
+
+  void fence(int thread);
+  // What atomics and strong stores of this thread publish since its last fence; NULL if nothing.
+  Published published(int thread) const { return published_[static_cast<size_t>(thread)]; }
+  Published publish_now(int thread);
+  // An atomic or strong load found this; it counts from the next fence on.
+  void found(int thread, Published what);
+  void take_over(int thread, const Published &what);
+
+ private:
+  uint64_t block_;
+  std::vector<Clock> own_;
+  std::vector<Known> known_;
+  std::vector<Published> published_, found_;
+  struct Taken {
+    int thread;
+    Clock clock;
+    Published what;
+  };
+  std::vector<Taken> taken_;
+};
+
+// What an access races with.
+struct Conflict {
+  enum class With : uint8_t { kNothing, kWrite, kRead, kCopyInFlight } with = With::kNothing;
+  uint64_t block = 0;
+  int thread = 0;
+  uint32_t pc = 0;
+  explicit operator bool() const { return with != With::kNothing; }
+};
+
+// Who accesses.
+struct Accessor {
+  int thread;  // in its block
+  uint32_t pc;
+  bool strong;  // atomic, volatile or with a memory order
+};
+
+// Of the shared memory of one block.
+class SharedShadow {
+ public:
+  explicit SharedShadow(size_t bytes) : cells_((bytes + 3) / 4) {}
+  Conflict read(const Clocks &clocks, Accessor who, uint64_t offset, int bytes);
+  Conflict write(const Clocks &clocks, Accessor who, uint64_t offset, int bytes);
+  // cp.async: a write now, and nobody may touch the bytes until it has landed.
+  Conflict begin_copy(const Clocks &clocks, Accessor who, uint64_t offset, int bytes);
+  void end_copy(const Clocks &clocks, int thread, uint64_t offset, int bytes);
+
+ private:
+  struct Reader {
+    Mask lanes = 0;
+    Clock clock = 0;
+    uint32_t pc = 0;
+    uint16_t warp = 0;
+    bool strong = false;
+  };
+  struct Cell {
+    Clock write_clock = 0;  // 0: never written
+    uint32_t write_pc = 0;
+    uint16_t writer = 0;
+    bool in_flight = false, strong = false;
+    uint32_t more = 0;  // 1 + index of further readers; 0: none
+    Reader reader;
+  };
+  static bool after_write(const Cell &cell, const Clocks &clocks, Accessor who);
+  static Conflict against_write(const Cell &cell, const Clocks &clocks, Accessor who);
+  static bool before(const Reader &reader, const Clocks &clocks, int viewer, int *thread = nullptr);
+  // A reader that isn't the cell's last one already.
+  void add_reader(Cell &cell, const Clocks &clocks, Accessor who);
+  void refine(int bytes);
+
+  std::vector<Cell> cells_;
+  std::vector<std::vector<Reader>> more_;
+  int cell_bytes_ = 4;
+};
+
+// Of all global memory during one launch. Keeps, of the readers of a cell, the last one and whether several blocks read it.
+class GlobalShadow {
+ public:
+  Conflict read(const Clocks &clocks, uint64_t block, Accessor who, uint64_t address, int bytes);
+  Conflict write(const Clocks &clocks, uint64_t block, Accessor who, uint64_t address, int bytes);
+  // The order that atomics and strong accesses of an address make.
+  void publish(uint64_t address, const Published &what);
+  Published published(uint64_t address) const;
+
+ private:
+  static constexpr int kPageLog2 = 12;
+  struct Cell {
+    uint32_t write_block = 0, read_block = 0;  // 1 + number; 0: none
+    Clock write_clock = 0, read_clock = 0;
+    uint32_t write_pc = 0, read_pc = 0;
+    Mask readers = 0;
+    uint16_t writer = 0, read_warp = 0;
+    bool write_strong = false, read_strong = false, several_blocks_read = false;
+  };
+  struct Page {
+    int cell_bytes = 4;
+    std::vector<Cell> cells;
+  };
+  template <class Visit>
+  void visit(uint64_t address, int bytes, Visit visit);
+  static Conflict against_write(const Cell &cell, const Clocks &clocks, uint64_t block, Accessor who);
+
+  std::unordered_map<uint64_t, Page> pages_;
+  std::unordered_map<uint64_t, Published> published_;
+  Page *last_page_ = nullptr;
+  uint64_t last_number_ = ~uint64_t{0};
+};
+
+}  // namespace emulator
