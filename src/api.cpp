@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "cpu/cpu.h"
+#include "cuda.h"
 #include "error.h"
 #include "explain.h"
 #include "flash.h"
@@ -95,7 +96,7 @@ flash_status flash_forward_workspace(const flash_problem *problem, size_t *bytes
 }
 
 flash_status flash_forward(const flash_problem *given, const flash_tensor *o, const flash_tensor *lse, void *workspace,
-                           size_t bytes, void *) {
+                           size_t bytes, void *stream) {
   return guard([&] {
     Arguments arguments;
     const Problem problem = read_problem(given, arguments);
@@ -105,6 +106,7 @@ flash_status flash_forward(const flash_problem *given, const flash_tensor *o, co
     const Plan plan = make_plan(problem, 0);
     check_workspace(arguments, plan, workspace, bytes);
     check_values(problem);
+    if (problem.backend == Backend::kCuda) return cuda_forward(problem, o_view, lse_view, stream);
     cpu_forward(problem, plan, o_view, lse_view, workspace, bytes);
   });
 }
@@ -119,7 +121,7 @@ flash_status flash_backward_workspace(const flash_problem *given, uint32_t wante
 }
 
 flash_status flash_backward(const flash_problem *given, const flash_saved *saved, const flash_gradients *gradients,
-                            void *workspace, size_t bytes, void *) {
+                            void *workspace, size_t bytes, void *stream) {
   return guard([&] {
     Arguments arguments;
     const Problem problem = read_problem(given, arguments);
@@ -127,11 +129,13 @@ flash_status flash_backward(const flash_problem *given, const flash_saved *saved
     const Plan plan = make_plan(problem, wanted_of(backward));
     check_workspace(arguments, plan, workspace, bytes);
     check_values(problem);
+    if (problem.backend == Backend::kCuda) return cuda_backward(problem, backward, workspace, stream);
     cpu_backward(problem, plan, backward, workspace, bytes);
   });
 }
 
-flash_status flash_weights(const flash_problem *given, const flash_tensor *rows, const flash_tensor *weights, void *) {
+flash_status flash_weights(const flash_problem *given, const flash_tensor *rows, const flash_tensor *weights,
+                           void *stream) {
   return guard([&] {
     Arguments arguments;
     const Problem problem = read_problem(given, arguments, NeedsV::kNo);
@@ -147,8 +151,11 @@ flash_status flash_weights(const flash_problem *given, const flash_tensor *rows,
     const Shape leading = leading_shape(*arguments.find("q"), 3);
     check_shape(tensor, joined(leading, {problem.Hq, count, problem.Lk}), "N + (Hq, R, Lk)");
     const WeightsView view{tensor.data, batch_stride(tensor, 3), tensor.step(3), tensor.step(2), tensor.step(1)};
-    check_backend("q", problem.backend);
+    check_backend("q", problem.backend, problem.device_id);
     check_values(problem);
+    if (problem.backend == Backend::kCuda) {
+      return cuda_weights(problem, rows_data, rows_stride, count, view, stream);
+    }
     for (int64_t r = 0; rows_data != nullptr && r < count; ++r) {
       const int64_t row = rows_data[r * rows_stride];
       if (row < 0 || row >= problem.Lq) {
@@ -159,7 +166,7 @@ flash_status flash_weights(const flash_problem *given, const flash_tensor *rows,
   });
 }
 
-flash_status flash_dropout_mask(uint64_t seed, double dropout, const flash_tensor *keep, void *) {
+flash_status flash_dropout_mask(uint64_t seed, double dropout, const flash_tensor *keep, void *stream) {
   return guard([&] {
     check_dropout(dropout);
     Arguments arguments;
@@ -167,13 +174,18 @@ flash_status flash_dropout_mask(uint64_t seed, double dropout, const flash_tenso
     if (tensor.ndim() != 4) {
       fail(FLASH_INVALID_VALUE, "keep: shape must be (B, H, Lq, Lk), got ", to_text(tensor.shape));
     }
-    check_backend("keep", tensor.backend);
-    cpu_dropout_mask(seed, dropout, static_cast<bool *>(tensor.data), tensor.shape.data(), tensor.stride.data());
+    check_backend("keep", tensor.backend, tensor.device_id);
+    const auto data = static_cast<bool *>(tensor.data);
+    if (tensor.backend == Backend::kCuda) {
+      return cuda_dropout_mask(tensor.device_id, seed, dropout, data, tensor.shape.data(), tensor.stride.data(),
+                               stream);
+    }
+    cpu_dropout_mask(seed, dropout, data, tensor.shape.data(), tensor.stride.data());
   });
 }
 
 flash_status flash_merge(const flash_tensor *o1, const flash_tensor *lse1, const flash_tensor *o2,
-                         const flash_tensor *lse2, const flash_tensor *o, const flash_tensor *lse, void *) {
+                         const flash_tensor *lse2, const flash_tensor *o, const flash_tensor *lse, void *stream) {
   return guard([&] {
     Arguments arguments;
     const Tensor first =
@@ -198,7 +210,13 @@ flash_status flash_merge(const flash_tensor *o1, const flash_tensor *lse1, const
                     sums(arguments.input("lse2", lse2, {lse_dtype}))};
     MergePart merged{rows(arguments.output("o", o, {first.dtype}, " as in o1", "o1")), {}};
     if (lse != nullptr) merged.lse = sums(arguments.output("lse", lse, {lse_dtype}, "", "lse1"));
-    check_backend("o1", first.backend);
+    check_backend("o1", first.backend, first.device_id);
+    if (first.backend == Backend::kCuda) {
+      if (first.dtype == DType::kFloat64) {
+        fail(FLASH_UNSUPPORTED, "o1: float64 runs on the CPU only, o1 is on CUDA; convert to float32");
+      }
+      return cuda_merge(first.device_id, first.dtype, B, Lq, Hq, Dv, part1, part2, merged, stream);
+    }
     cpu_merge(first.dtype, B, Lq, Hq, Dv, part1, part2, merged);
   });
 }

@@ -48,7 +48,21 @@ CudaFacts read_facts() {
 }  // namespace
 
 void fail_cuda(int error, const char *what) {
+  (void)cudaGetLastError();
   fail(FLASH_CUDA_ERROR, error_text(static_cast<cudaError_t>(error)), " in ", what);
+}
+
+CudaDeviceGuard::CudaDeviceGuard(int device_id) : previous_(-1) {
+  int current = 0;
+  cudaError_t error = cudaGetDevice(&current);
+  if (error == cudaSuccess && current != device_id) {
+    error = cudaSetDevice(device_id);
+    if (error == cudaSuccess) previous_ = current;
+  }
+  if (error != cudaSuccess) fail_cuda(error, "choosing the device of q");
+}
+CudaDeviceGuard::~CudaDeviceGuard() {
+  if (previous_ >= 0) (void)cudaSetDevice(previous_);
 }
 
 const CudaFacts &cuda_facts() {

@@ -39,6 +39,18 @@ const CudaFacts &cuda_facts();
 #ifdef FLASH_CUDA
 // Throws Error (FLASH_CUDA_ERROR) with CUDA's name and text for a cudaError_t, and what was being done.
 [[noreturn]] void fail_cuda(int error, const char *what);
+
+// Makes a device the current one while it lives; then the caller's is again.
+class CudaDeviceGuard {
+ public:
+  explicit CudaDeviceGuard(int device_id);
+  ~CudaDeviceGuard();
+  CudaDeviceGuard(const CudaDeviceGuard &) = delete;
+  CudaDeviceGuard &operator=(const CudaDeviceGuard &) = delete;
+
+ private:
+  int previous_;  // -1: nothing to put back
+};
 #endif
 
 }  // namespace flash

@@ -81,6 +81,27 @@ int64_t pairs_in_blocks(const Problem &problem, Sequence sequence, int64_t b, in
   return pairs;
 }
 
+// What can be known of a problem without reading its arrays, as on CUDA: whole sequences and no block mask.
+Problem unread(Problem problem) {
+  problem.q_lens = problem.kv_lens = problem.q_offsets = {};
+  problem.blocks = {};
+  return problem;
+}
+bool has_unread_values(const Problem &problem) {
+  return problem.backend == Backend::kCuda && (problem.q_lens.data != nullptr || problem.kv_lens.data != nullptr ||
+                                               problem.q_offsets.data != nullptr || problem.blocks.block_q != 0);
+}
+
+// The share of all blocks that a block mask lists.
+double listed_share(const Problem &problem) {
+  const BlockMaskView &blocks = problem.blocks;
+  if (blocks.block_q == 0) return 1;
+  const auto grid = static_cast<double>(ceil_div(problem.Lq, blocks.block_q) * ceil_div(problem.Lk, blocks.block_k)) *
+                    static_cast<double>(blocks.row_batch != 0 ? problem.B : 1) *
+                    static_cast<double>(blocks.row_head != 0 ? problem.Hq : 1);
+  return grid > 0 ? static_cast<double>(blocks.nnz) / grid : 0;
+}
+
 // The elements of a mask or bias before broadcasting: axes of extent 1 and broadcast ones have stride 0.
 double own_elements(const ScoresView &view, const Problem &problem) {
   if (view.data == nullptr) return 0;
@@ -114,8 +135,9 @@ Costs costs_of(const Problem &problem, uint32_t wanted) {
   costs.flops = 2 * costs.pairs * (backward ? 3 * D + 2 * Dv : D + Dv);
 
   double queries = 0, keys = 0;  // that some pair may need
+  const Problem &lengths = problem.backend == Backend::kCuda ? unread(problem) : problem;
   for (int64_t b = 0; b < problem.B; ++b) {
-    const Sequence sequence = sequence_of(problem, b);
+    const Sequence sequence = sequence_of(lengths, b);
     queries += static_cast<double>(length(queries_of_any(problem.window, sequence, {0, sequence.kv_len})));
     keys += static_cast<double>(length(keys_of_any(problem.window, sequence, {0, sequence.q_len})));
   }
@@ -143,9 +165,10 @@ Costs costs_of(const Problem &problem, uint32_t wanted) {
   return costs;
 }
 
-// FLOPs per byte of memory traffic at which a CPU's arithmetic and its memory take equally long. A rule of thumb, from
-// data sheets: 5 TFLOP/s at 300 GB/s for a 32-core AVX-512 server, 1 TFLOP/s at 60 GB/s for an 8-core AVX2 desktop.
-constexpr double kCpuFlopsPerByte = 16;
+// FLOPs per byte of memory traffic at which arithmetic and memory take equally long. A rule of thumb, from data sheets:
+// 5 TFLOP/s at 300 GB/s for a 32-core AVX-512 server, 1 TFLOP/s at 60 GB/s for an 8-core AVX2 desktop; in float32 without
+// tensor cores 19.5 TFLOP/s at 1.6 TB/s for an A100, 67 at 3.4 for an H100.
+constexpr double kFlopsPerByte = 16;
 
 #if defined(__clang__)
 constexpr const char *kCompiler = "Clang " __clang_version__;
@@ -219,6 +242,7 @@ std::string cuda_json() {
 }  // namespace
 
 double visible_pairs(const Problem &problem) {
+  if (has_unread_values(problem)) return visible_pairs(unread(problem)) * listed_share(problem);
   const auto Hq = static_cast<double>(problem.Hq);
   const bool has_blocks = problem.blocks.block_q != 0, per_head = has_blocks && problem.blocks.row_head != 0;
   double total = 0, pairs = 0;
@@ -270,12 +294,13 @@ std::string explain_json(const Problem &problem, const Plan &plan, uint32_t want
       .number("workers", plan.workers)
       .number("flops", costs.flops)
       .number("visible_pairs", costs.pairs)
+      .boolean("is_estimate", has_unread_values(problem))
       .number("bytes_read", costs.bytes_read)
       .number("bytes_written", costs.bytes_written)
       .number("workspace_bytes", static_cast<int64_t>(workspace_bytes(plan)))
       .number("standard_bytes", costs.standard_bytes)
       .number("arithmetic_intensity", intensity)
-      .string("bound", intensity > kCpuFlopsPerByte ? "compute" : "memory")
+      .string("bound", intensity > kFlopsPerByte ? "compute" : "memory")
       .done();
 }
 

@@ -14,12 +14,12 @@ namespace flash {
 constexpr size_t kWorkspaceAlignment = 64;
 
 struct Plan {
-  const char *kernel;        // "forward_cpu" or "backward_cpu"
-  const char *path;          // instruction set: "avx512bf16", "avx512", "avx2", "plain"
+  const char *kernel;        // "forward_cpu", "backward_cpu", "forward_any" or "backward_any" (CUDA)
+  const char *path;          // instruction set: "avx512bf16", "avx512", "avx2", "plain"; on CUDA the arithmetic
   const char *limit;         // why not a faster one; NULL if this is the fastest
   int64_t block_q, block_k;  // tile of the score matrix that one step works on
-  int64_t tasks;             // pieces of work that threads take one at a time
-  int workers;               // most threads that can be of use
+  int64_t tasks;             // pieces of work that threads (on CUDA: blocks of threads) take one at a time
+  int workers;               // most threads that can be of use; on CUDA the multiprocessors
   size_t shared_bytes;       // scratch that all workers share
   size_t worker_bytes;       // scratch of each worker
 };
@@ -37,7 +37,7 @@ inline size_t least_workspace_bytes(const Plan &plan) {
 }
 
 // Throws Error (FLASH_UNSUPPORTED) where no kernel of this library can run; `name` is the argument that says so.
-void check_backend(const char *name, Backend backend);
+void check_backend(const char *name, Backend backend, int device_id);
 
 // wanted: 0 for the forward, else FLASH_DQ | ... for the backward. Throws Error (FLASH_UNSUPPORTED) if nothing can run it.
 Plan make_plan(const Problem &problem, uint32_t wanted);

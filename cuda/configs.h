@@ -1,0 +1,94 @@
+// Tiles of the plain kernels, with the reason beside the number. Read by the kernels and by the planner.
+//
+// A tile of scores has `rows` of its own side (queries; keys in the kernel of dk and dv) and `columns` of the other
+// side. A block of threads is a grid of down x across; each thread has rows / down x columns / across scores in
+// registers, so a number read from shared memory is used that many times. Rows come in pieces of `chunk` numbers of the
+// head dim.
+//
+// All of it fits the 99 KiB of shared memory that every GPU since compute capability 8.0 gives to one block.
+#pragma once
+#include <cstdint>
+
+#include "portable.h"
+
+namespace flash {
+
+struct TileShape {
+  int rows, columns, down, across, chunk;
+  FLASH_INLINE constexpr int threads() const { return down * across; }
+};
+
+// Head dims that kernels are built for: the larger of D and Dv is rounded up to one of these.
+constexpr int kHeadDims[] = {64, 128, 256, 576};
+FLASH_INLINE constexpr int built_head_dim(int64_t D, int64_t Dv) {
+  for (int head_dim : kHeadDims)
+    if (D <= head_dim && Dv <= head_dim) return head_dim;
+  return 0;
+}
+
+// Consecutive positions that are fetched together; the smallest block of a block mask.
+constexpr int kGranule = 16;
+// Rows in shared memory are 4 numbers longer than needed: 8 threads that read 16 bytes each from 8 consecutive rows
+// then meet all 32 banks once.
+constexpr int kRowPadding = 4;
+
+// 4 x 8 scores a thread: 32 products for 12 numbers read. From 256 on, fewer rows, because q stays in shared memory (74
+// KB of it at 576); at 576 more threads, because o stays in registers (72 a thread).
+FLASH_INLINE constexpr TileShape forward_tile(int head_dim) {
+  return {head_dim <= 128 ? 64 : 32, 64, 16, head_dim <= 256 ? 8 : 16, 64};
+}
+// Blocks of threads that a multiprocessor is to have registers for; shared memory has room for as many on the largest.
+FLASH_INLINE constexpr int forward_blocks(int head_dim) { return head_dim <= 256 ? 2 : 1; }
+// Keys whose p v are added up before they are added to O: halves the rounding error of O for 4 % more instructions.
+constexpr int kSummedKeys = 16;
+
+// 4 x 4 scores a thread, of two products at once, with dk and dv (or dq) in registers beside them: 64 a thread at 128
+// and, with half the rows, at 256; 72 for only one of them at 576.
+FLASH_INLINE constexpr TileShape backward_tile(int head_dim) {
+  return {head_dim <= 128 ? 64 : 32, head_dim <= 256 ? 64 : 32, 16, 16, 64};
+}
+// Whether dk and dv are summed in one pass: registers hold both. Else keys are gone through twice.
+FLASH_INLINE constexpr bool sums_keys_at_once(int head_dim) { return head_dim <= 256; }
+
+FLASH_INLINE constexpr int padded(int numbers) { return numbers + kRowPadding; }
+// Rows of probabilities in shared memory: a warp writes `across` neighbours in each of 32 / across rows, which should
+// lie in different banks. Tiles of 32 rows do without: the forward at 576 has no room for it.
+FLASH_INLINE constexpr int weights_stride(TileShape tile) {
+  return tile.columns + (tile.across == 8 || tile.rows == 32 ? 8 : 16);
+}
+
+FLASH_INLINE constexpr int forward_shared_bytes(int head_dim) {
+  const TileShape tile = forward_tile(head_dim);
+  return 4 * (tile.rows * padded(head_dim) + tile.columns * padded(tile.chunk) + tile.rows * weights_stride(tile));
+}
+// Whether the rows of the block's own side stay in shared memory: where one chunk holds them.
+FLASH_INLINE constexpr bool keeps_own_rows(int head_dim) { return backward_tile(head_dim).chunk >= head_dim; }
+FLASH_INLINE constexpr int backward_shared_bytes(int head_dim) {
+  const TileShape tile = backward_tile(head_dim);
+  return 4 * ((keeps_own_rows(head_dim) ? 2 : 1) * tile.rows * padded(tile.chunk) + tile.columns * padded(tile.chunk) +
+              tile.rows * weights_stride(tile));
+}
+
+// dbias keeps nothing but the sum of one tile in registers, and goes through head dims of any size in chunks: the tile
+// of the smallest head dim, and the shared memory of one that does not keep its rows.
+constexpr int kBiasHeadDim = 128;
+static_assert(!keeps_own_rows(kBiasHeadDim), "rows of all head dims must go through the same buffer");
+FLASH_INLINE constexpr TileShape bias_tile_shape() { return backward_tile(kBiasHeadDim); }
+FLASH_INLINE constexpr int bias_shared_bytes() { return backward_shared_bytes(kBiasHeadDim); }
+
+constexpr int kMostSharedBytes = 99 * 1024;
+static_assert(forward_shared_bytes(576) <= kMostSharedBytes && forward_shared_bytes(128) <= kMostSharedBytes &&
+                  backward_shared_bytes(64) <= kMostSharedBytes && backward_shared_bytes(576) <= kMostSharedBytes,
+              "a block of threads must fit any GPU");
+
+// Threads of the kernels that go over queries or elements one by one.
+constexpr int kPlainThreads = 256;
+
+// Of flash_weights: one per key of a step of the walk.
+constexpr int kWeightsThreads = 64;
+
+// The blocks of threads that dbias is worth sharing between: enough for any GPU, and not asked of the GPU at hand, so
+// that sums have the same order everywhere.
+constexpr int64_t kBiasBlocks = 512;
+
+}  // namespace flash

@@ -1,0 +1,190 @@
+// What the plain kernels are told: the problem as plain numbers and borrowed pointers, for host and device.
+//
+// The host fills these structs from a checked Problem (src/cuda.cpp). What lies in device arrays (lengths, offsets, the
+// seed, block lists) was not checked: kernels clamp lengths and skip indices out of range, so nothing is ever accessed
+// out of bounds. Extents are below 2^31, products and strides are 64 bits wide.
+#pragma once
+#include <cstdint>
+
+#include "geometry.h"
+#include "tensor.h"
+
+namespace flash {
+
+// N + (L, H, D). The type is known at run time only: it matters where rows come in and go out, and three times as many
+// kernels would make the library three times as large.
+struct Rows {
+  RowsView view;
+  DType dtype;     // float16, bfloat16 or float32
+  bool is_vector;  // every row consists of aligned groups of four numbers
+};
+
+// One direction of a block mask. Its lines are rows of blocks (seen from queries) or columns of blocks (seen from
+// keys); line r of (b, h) lists index[start[b, h, r]] up to index[start[b, h, r + 1] - 1], ascending. start NULL = no
+// mask.
+struct BlockLists {
+  const int32_t *start, *index;
+  int64_t batch, head, line;  // strides of start
+  int64_t index_stride;
+  int64_t count;         // length of index
+  int own, other;        // size of a block along the lines, and along what they list
+  int64_t other_blocks;  // indices lie below it
+};
+
+// What every kernel needs to know of one problem.
+struct Attention {
+  int64_t B;
+  int Lq, Lk, Hq, Hk, D, Dv;
+  Rows q, k, v;
+  ScoresView mask, bias;                 // may be absent (data NULL), as all that follow
+  BatchView alibi_slopes;                // float32
+  BatchView sinks;                       // q's type or float32
+  BatchView q_lens, kv_lens, q_offsets;  // int32 or int64
+  BatchView seeds;                       // one integer
+  BlockLists by_row, by_column;          // by_column: backward only
+  Window window;
+  int64_t q_offset;         // if has_q_offset
+  uint64_t seed;            // unless seeds is given
+  uint64_t keep_threshold;  // a dropout word at least this large is kept; 0 = no dropout
+  float keep_scale;         // 1 / (1 - dropout); 0 if nothing is kept
+  float scale, softcap;     // softcap 0 = off
+  float log2_scale;         // p = 2^(log2_scale * score - lse2): scale * log2(e) where scores are plain products
+  bool has_q_offset;
+};
+
+// Tiles that a launch works on, numbered with the tiles of one head next to each other: they share its keys.
+struct Tiles {
+  int64_t tasks;  // tiles * heads * B
+  int64_t tiles;  // of one head
+  int64_t heads;
+  int step;  // rows from one tile to the next: the tile's own, or fewer where a block mask has smaller blocks
+};
+
+struct ForwardParams {
+  Attention attention;
+  Tiles tiles;  // of queries
+  Rows o;
+  LseView lse;  // may be absent
+};
+
+// What the backward keeps per query in the workspace, (B, Hq, Lq) each.
+struct QueryFacts {
+  float *delta;     // rowsum(do * o) - dlse
+  float *lse2;      // log2(e) * lse, +inf where the row sees nothing, so that p = 0 there
+  float *lse2_low;  // what rounding took from lse2
+};
+
+struct PrepareParams {
+  Attention attention;
+  Rows dout, o;
+  LseView lse, dlse;  // dlse may be absent
+  QueryFacts facts;
+  int64_t tasks;  // queries of all heads
+};
+
+// dk and dv, or dq: absent where not wanted.
+struct GradientParams {
+  Attention attention;
+  Tiles tiles;  // of keys for dk and dv, of queries for dq
+  Rows dout;
+  QueryFacts facts;
+  Rows dq, dk, dv;
+};
+
+// dbias is cut into pieces: one per (batch, head, tile of queries, tile of keys) that the bias tells apart. What it is
+// broadcast along is summed inside the piece, item by item. Where there are few pieces, each is shared by `splits`
+// blocks of threads, whose float32 sums are added afterwards in their order.
+struct BiasCounts {
+  int64_t batches, heads, query_tiles, key_tiles;
+  FLASH_INLINE int64_t product() const { return batches * heads * query_tiles * key_tiles; }
+};
+struct BiasPieces {
+  BiasCounts own;    // what the bias tells apart: 1 along a broadcast axis
+  BiasCounts other;  // what is summed inside one piece: 1 along the bias's own axes
+  int64_t splits;
+  int query_step;  // queries from one tile to the next
+};
+
+struct BiasParams {
+  Attention attention;
+  Rows dout;
+  QueryFacts facts;
+  ScoresView dbias;  // strides 0 along broadcast axes
+  BiasPieces pieces;
+  float *partial;  // (splits, pieces, queries of a tile or 1, keys of a tile or 1); NULL if splits is 1
+  int64_t tasks;
+};
+
+struct SinkParams {
+  Attention attention;
+  QueryFacts facts;
+  BatchView dsinks;
+};
+
+struct WeightsParams {
+  Attention attention;
+  const int64_t *rows;  // may be NULL: row r is query r
+  int64_t rows_stride, count;
+  float *weights;  // element (b, h, r, j) at b * batch + h * head + r * row + j * column
+  int64_t batch, head, row, column;
+  int64_t tasks;  // B * Hq * count
+};
+
+struct DropoutMaskParams {
+  uint64_t seed, keep_threshold;
+  bool *keep;
+  int64_t extent[4], stride[4];  // b, h, i, j
+  int64_t tasks;                 // elements
+};
+
+struct MergeParams {
+  Rows o1, o2, o;
+  LseView lse1, lse2, lse;  // lse may be absent
+  int64_t Lq, Hq, Dv;
+  int64_t tasks;  // queries of all heads
+};
+
+// How the host starts a kernel.
+struct Launch {
+  int64_t tasks;  // kernels stride over them, so a grid may have fewer blocks
+  int threads, shared_bytes;
+  void *stream;
+};
+
+// ---- The axes of dbias ----------------------------------------------------------------------------------------------
+
+// How many batches the bias tells apart: those along axes with a stride.
+FLASH_INLINE int64_t own_batches(const LeadingAxes &axes) {
+  int64_t count = 1;
+  for (int axis = 0; axis < axes.rank; ++axis)
+    if (axes.stride[axis] != 0) count *= axes.extent[axis];
+  return count;
+}
+// Where the own'th of them starts, in elements from the first.
+FLASH_INLINE int64_t own_offset(const LeadingAxes &axes, int64_t own) {
+  int64_t offset = 0;
+  for (int axis = axes.rank - 1; axis >= 0; --axis)
+    if (axes.stride[axis] != 0) {
+      offset += own % axes.extent[axis] * axes.stride[axis];
+      own /= axes.extent[axis];
+    }
+  return offset;
+}
+// The batch that is number `own` among those told apart, and number `other` along the axes without a stride.
+FLASH_INLINE int64_t batch_of(const LeadingAxes &axes, int64_t own, int64_t other) {
+  int64_t batch = 0, scale = 1;
+  for (int axis = axes.rank - 1; axis >= 0; --axis) {
+    const int64_t extent = axes.extent[axis];
+    if (axes.stride[axis] != 0) {
+      batch += own % extent * scale;
+      own /= extent;
+    } else {
+      batch += other % extent * scale;
+      other /= extent;
+    }
+    scale *= extent;
+  }
+  return batch;
+}
+
+}  // namespace flash

@@ -1,0 +1,187 @@
+// The rules of one score: scale, softcap, ALiBi, bias, mask, who sees whom, dropout. The only device code that knows
+// the options; alignment comes from geometry.h, dropout from random.h.
+#pragma once
+#include <cstdint>
+
+#include "number.cuh"
+#include "random.h"
+#include "work.cuh"
+
+namespace flash {
+
+constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.693147180559945309417f;
+// What rounding took from log2(e).
+constexpr float kLog2ELow = static_cast<float>(1.44269504088896340736 - static_cast<double>(kLog2E));
+__device__ __forceinline__ float infinity() { return float_from_bits(0x7f800000u); }
+
+// Where batch b starts: leading_offset in 32 bits (extents are below 2^31), and small in code.
+__device__ __forceinline__ int64_t batch_offset(const LeadingAxes &axes, int64_t b) {
+  int64_t offset = 0;
+  auto rest = static_cast<uint32_t>(b);
+#pragma unroll 1
+  for (int axis = axes.rank - 1; axis >= 0; --axis) {
+    const auto extent = static_cast<uint32_t>(axes.extent[axis]);
+    offset += rest % extent * axes.stride[axis];
+    rest /= extent;
+  }
+  return offset;
+}
+
+__device__ __forceinline__ int64_t read_or(const BatchView &view, int64_t b, int64_t otherwise) {
+  return view.data == nullptr ? otherwise : read_integer(view.data, view.dtype, batch_offset(view.batch, b));
+}
+
+// The lengths and offset of batch b, clamped to what the shapes allow.
+__device__ __forceinline__ Sequence sequence_of(const Attention &x, int64_t b) {
+  constexpr int64_t kMostOffset = (int64_t{1} << 30) - 1;
+  Sequence sequence;
+  sequence.q_len = clamp(read_or(x.q_lens, b, x.Lq), 0, x.Lq);
+  sequence.kv_len = clamp(read_or(x.kv_lens, b, x.Lk), 0, x.Lk);
+  sequence.offset = x.has_q_offset ? x.q_offset : sequence.kv_len - sequence.q_len;
+  if (x.q_offsets.data != nullptr) sequence.offset = clamp(read_or(x.q_offsets, b, 0), -kMostOffset, kMostOffset);
+  return sequence;
+}
+
+__device__ __forceinline__ uint64_t seed_of(const Attention &x) {
+  return static_cast<uint64_t>(read_or(x.seeds, 0, static_cast<int64_t>(x.seed)));
+}
+
+// One head of one sequence: what its scores have in common.
+struct Head {
+  int64_t b;
+  int h, kv_head;
+  Sequence sequence;
+  uint64_t seed;
+  int64_t mask, bias;  // where its part of them begins
+  float slope;
+};
+
+template <bool kOptions>
+__device__ __forceinline__ Head head_of(const Attention &x, const Sequence &sequence, int64_t b, int h) {
+  Head head = {b, h, h / (x.Hq / x.Hk), sequence, 0, 0, 0, 0.f};
+  if constexpr (kOptions) {
+    if (x.keep_threshold != 0) head.seed = seed_of(x);
+    if (x.mask.data != nullptr) head.mask = batch_offset(x.mask.batch, b) + h * x.mask.head;
+    if (x.bias.data != nullptr) head.bias = batch_offset(x.bias.batch, b) + h * x.bias.head;
+    if (x.alibi_slopes.data != nullptr)
+      head.slope = static_cast<const float *>(
+          x.alibi_slopes.data)[batch_offset(x.alibi_slopes.batch, b) + h * x.alibi_slopes.head];
+  }
+  return head;
+}
+
+// tanh(scale * q . k / softcap), with softcap on: its derivative follows from it.
+__device__ __forceinline__ float tanh_of(const Attention &x, float product) {
+  return tanhf(product * x.scale / x.softcap);
+}
+
+// The score of a visible pair, from q . k or, with softcap on, from tanh_of.
+__device__ __forceinline__ float shaped(const Attention &x, const Head &head, float from, int i, int j) {
+  float s = from * (x.softcap > 0 ? x.softcap : x.scale);
+  if (head.slope != 0) {
+    const int64_t distance = i + head.sequence.offset - j;
+    s -= head.slope * static_cast<float>(distance < 0 ? -distance : distance);
+  }
+  if (x.bias.data != nullptr)
+    s += read_number(x.bias.data, x.bias.dtype, head.bias + i * x.bias.row + j * x.bias.column);
+  return s;
+}
+
+__device__ __forceinline__ bool mask_allows(const Attention &x, const Head &head, int i, int j) {
+  return x.mask.data == nullptr ||
+         static_cast<const uint8_t *>(x.mask.data)[head.mask + i * x.mask.row + j * x.mask.column] != 0;
+}
+
+// Which side of the score matrix lies along the rows of a tile.
+enum class Side : bool { kQueries, kKeys };
+
+// The part of a tile that one thread owns: row_of(a) and column_of(b) are positions, -1 where there is none.
+template <Side kRowSide_, int kRows_, int kColumns_, class RowOf, class ColumnOf>
+struct Part {
+  static constexpr Side kRowSide = kRowSide_;
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr bool kQueryRows = kRowSide == Side::kQueries;
+  RowOf row_of;
+  ColumnOf column_of;
+
+  __device__ __forceinline__ int query(int a, int b) const { return kQueryRows ? row_of(a) : column_of(b); }
+  __device__ __forceinline__ int key(int a, int b) const { return kQueryRows ? column_of(b) : row_of(a); }
+};
+template <Side kRowSide, int kRows, int kColumns, class RowOf, class ColumnOf>
+__device__ __forceinline__ Part<kRowSide, kRows, kColumns, RowOf, ColumnOf> part_of(RowOf row_of, ColumnOf column_of) {
+  return {row_of, column_of};
+}
+
+// Products become scores, -inf where a query does not see a key. sees_all: every pair is there, and visible but for the
+// mask. cap_slope, with options: the derivative of softcap. One score after another, in the thread's own places of
+// shared memory, (a, b) at a * row_step + b * column_step: in registers the rules would be compiled for each of them.
+template <bool kOptions, class P>
+__device__ __forceinline__ void apply_rules(const Attention &x, const Head &head, const P &part, bool sees_all,
+                                            float *own, int row_step, int column_step,
+                                            float (&s)[P::kRows][P::kColumns],
+                                            float (&cap_slope)[P::kRows][P::kColumns]) {
+  if (!kOptions && sees_all) return;
+  constexpr int kRows = P::kRows, kColumns = P::kColumns;
+#pragma unroll
+  for (int a = 0; a < kRows; ++a)
+#pragma unroll
+    for (int b = 0; b < kColumns; ++b) own[a * row_step + b * column_step] = s[a][b], cap_slope[a][b] = 1;
+  if (kOptions && x.softcap > 0) {
+#pragma unroll 1
+    for (int n = 0; n < kRows * kColumns; ++n) {
+      float &score = own[n / kColumns * row_step + n % kColumns * column_step];
+      score = tanh_of(x, score);
+    }
+#pragma unroll
+    for (int a = 0; a < kRows; ++a)
+#pragma unroll
+      for (int b = 0; b < kColumns; ++b) {
+        const float y = own[a * row_step + b * column_step];
+        cap_slope[a][b] = 1 - y * y;
+      }
+  }
+#pragma unroll 1
+  for (int n = 0; n < kRows * kColumns; ++n) {
+    const int a = n / kColumns, b = n % kColumns, i = part.query(a, b), j = part.key(a, b);
+    bool visible = sees_all;
+    if (!sees_all && i >= 0) {
+      const Interval seen = keys_of(x.window, head.sequence, i);
+      visible = j >= seen.begin && j < seen.end;
+    }
+    if (kOptions) visible = visible && mask_allows(x, head, i, j);
+    float &score = own[a * row_step + b * column_step];
+    if (!visible)
+      score = -infinity();
+    else if (kOptions)
+      score = shaped(x, head, score, i, j);
+  }
+#pragma unroll
+  for (int a = 0; a < kRows; ++a)
+#pragma unroll
+    for (int b = 0; b < kColumns; ++b) s[a][b] = own[a * row_step + b * column_step];
+}
+
+// Which pairs dropout keeps: bit kColumns * a + b. Rows 2n and 2n + 1 are neighbours, the first at an even position,
+// and so are columns: one draw serves such a square. What is kept where there is no pair does not matter.
+template <class P>
+__device__ __forceinline__ uint32_t kept_pairs(const Attention &x, const Head &head, const P &part) {
+  constexpr int kRows = P::kRows, kColumns = P::kColumns;
+  static_assert(kRows % 2 == 0 && kColumns % 2 == 0 && kRows * kColumns <= 32, "squares of 2 x 2, in one word");
+  uint32_t kept = 0;
+  if (x.keep_threshold >> 32 != 0) return kept;
+  const uint32_t least = static_cast<uint32_t>(x.keep_threshold);
+#pragma unroll 1  // all draws at once would take more registers than there are
+  for (int square = 0; square < kRows * kColumns / 4; ++square) {
+    const int a = square / (kColumns / 2) * 2, b = square % (kColumns / 2) * 2;
+    const Philox words = dropout_words(head.seed, head.b, head.h, part.query(a, b), part.key(a, b));
+    uint32_t bits = 0;
+    if (words.word[0] >= least) bits |= 1;
+    if (words.word[P::kQueryRows ? 1 : 2] >= least) bits |= 2;
+    if (words.word[P::kQueryRows ? 2 : 1] >= least) bits |= uint32_t{1} << kColumns;
+    if (words.word[3] >= least) bits |= uint32_t{2} << kColumns;
+    kept |= bits << (kColumns * a + b);
+  }
+  return kept;
+}
+
+}  // namespace flash

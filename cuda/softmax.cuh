@@ -1,0 +1,60 @@
+// Online softmax (FlashAttention, Algorithm 1) of the rows of a tile, in units of log2: p = 2^(log2_scale * s - m).
+//
+// A row's scores are spread over kAcross neighbouring lanes. The maximum is theirs together; the sum stays each lane's
+// own until the end.
+#pragma once
+#include "reduce.cuh"
+#include "score.cuh"
+
+namespace flash {
+
+template <int kRows, int kAcross>
+struct RowSums {
+  float max[kRows];  // log2 units
+  float sum[kRows];  // of this lane's columns
+
+  __device__ __forceinline__ RowSums() {
+#pragma unroll
+    for (int a = 0; a < kRows; ++a) max[a] = -infinity(), sum[a] = 0;
+  }
+
+  // Scores become probabilities relative to the new maximum; returns in alpha what earlier sums must be multiplied
+  // with.
+  template <int kColumns>
+  __device__ __forceinline__ void add(float (&s)[kRows][kColumns], float log2_scale, float (&alpha)[kRows]) {
+#pragma unroll
+    for (int a = 0; a < kRows; ++a) {
+      float top = s[a][0];
+#pragma unroll
+      for (int b = 1; b < kColumns; ++b) top = fmaxf(top, s[a][b]);
+      const float now = fmaxf(max[a], max_of_lanes<kAcross>(top) * log2_scale);
+      const float base = now == -infinity() ? 0 : now;  // a row that has seen nothing yet: -inf - -inf would be NaN
+      alpha[a] = exp2_approximate(max[a] - base);
+      max[a] = now;
+      float total = 0;
+#pragma unroll
+      for (int b = 0; b < kColumns; ++b) {
+        s[a][b] = exp2_approximate(fmaf(s[a][b], log2_scale, -base));
+        total += s[a][b];
+      }
+      sum[a] = fmaf(sum[a], alpha[a], total);
+    }
+  }
+
+  // The row's sum becomes that of all lanes, with the sink (log2 units, -inf = none) as one more column; returns what
+  // the sums of p v must be multiplied with for the new maximum.
+  __device__ __forceinline__ float finish(int a, float sink) {
+    sum[a] = sum_of_lanes<kAcross>(sum[a]);
+    const float now = fmaxf(max[a], sink), base = now == -infinity() ? 0 : now;
+    const float factor = exp2_approximate(max[a] - base);
+    sum[a] = fmaf(sum[a], factor, exp2_approximate(sink - base));
+    max[a] = now;
+    return factor;
+  }
+
+  __device__ __forceinline__ float lse(int a) const {
+    return sum[a] == 0 ? -infinity() : fmaf(max[a], kLn2, logf(sum[a]));
+  }
+};
+
+}  // namespace flash

@@ -1,0 +1,118 @@
+// Who works on what: the tile of one block of threads, and the stretches of the other side that it has to meet.
+//
+// Positions of the other side come in granules of 16 consecutive ones. A step takes as many granules as fill a tile,
+// and with a block mask they are gathered from the listed blocks: blocks that are not listed are neither read nor
+// computed, and a tile is full however small the blocks are. A tile's own rows never cross a line of the block mask.
+#pragma once
+#include "configs.h"
+#include "params.h"
+
+namespace flash {
+
+// One tile of one head.
+struct Task {
+  int64_t b;
+  int head, begin;  // the first row
+};
+// Tiles run from the last to the first: under a causal rule the last rows have the most keys.
+FLASH_INLINE Task task_of(const Tiles &tiles, int64_t index) {
+  const int64_t head = index / tiles.tiles, tile = tiles.tiles - 1 - index % tiles.tiles;
+  return {head / tiles.heads, static_cast<int>(head % tiles.heads), static_cast<int>(tile * tiles.step)};
+}
+
+// The positions of a tile of kCount rows or columns.
+template <int kCount>
+struct Granules {
+  static constexpr int kNumber = kCount / kGranule;
+  int first[kNumber];  // -1 = nothing there
+
+  // Of one slot of the tile; -1 = nothing there.
+  FLASH_INLINE int position(int slot) const {
+    static_assert(kNumber == 2 || kNumber == 4, "tiles have 32 or 64 rows and columns");
+    // Read whether needed or not: an array that is indexed at run time would live in memory, not in registers.
+    const int first0 = first[0], first1 = first[1], first2 = first[kNumber - 2], first3 = first[kNumber - 1];
+    const int g = slot / kGranule;
+    const int base = g == 0 ? first0 : g == 1 ? first1 : g == 2 ? first2 : first3;
+    return base < 0 ? -1 : base + slot % kGranule;
+  }
+  // From the least position to the greatest; begin is -1 where a granule is missing.
+  FLASH_INLINE Interval hull() const {
+    int least = first[0], most = first[0];
+#pragma unroll
+    for (int g = 1; g < kNumber; ++g) {
+      least = first[g] < least ? first[g] : least;
+      most = first[g] > most ? first[g] : most;
+    }
+    return {least, int64_t{most} + kGranule};
+  }
+};
+
+// Positions [begin, end), begin a multiple of kGranule; what is left of the tile is empty.
+template <int kCount>
+FLASH_INLINE Granules<kCount> consecutive(int64_t begin, int64_t end) {
+  Granules<kCount> granules;
+#pragma unroll
+  for (int g = 0; g < granules.kNumber; ++g) {
+    const int64_t first = begin + g * kGranule;
+    granules.first[g] = first < end ? static_cast<int>(first) : -1;
+  }
+  return granules;
+}
+
+// A walk over the positions of `span` that the block mask lists for the line of `own_begin`; all of them if there is no
+// block mask.
+class Walk {
+ public:
+  static constexpr int kStep = 64;  // a multiple of the columns of every tile
+
+  __device__ __forceinline__ Walk(const BlockLists &lists, int64_t b, int h, int own_begin, Interval span)
+      : lists_(lists), begin_(0), end_(0), position_(0), stretch_end_(0), at_(0), last_(0) {
+    if (empty(span)) return;
+    begin_ = static_cast<uint32_t>(span.begin / kGranule * kGranule), end_ = static_cast<uint32_t>(span.end);
+    if (lists.start == nullptr) {
+      // Steps at fixed places, so that the bits of a row don't depend on the rows beside it.
+      position_ = static_cast<uint32_t>(span.begin / kStep * kStep), stretch_end_ = end_;
+      return;
+    }
+    const int32_t *start = lists.start + b * lists.batch + h * lists.head + own_begin / lists.own * lists.line;
+    at_ = static_cast<int>(clamp(start[0], 0, lists.count));
+    last_ = static_cast<int>(clamp(start[lists.line], at_, lists.count));
+    for (int high = last_; at_ < high;) {  // the first block that ends behind begin
+      const int middle = at_ + (high - at_) / 2;
+      if ((lists.index[middle * lists.index_stride] + int64_t{1}) * lists.other <= begin_)
+        at_ = middle + 1;
+      else
+        high = middle;
+    }
+  }
+
+  // The next tile; false if there is nothing left.
+  template <int kCount>
+  __device__ __forceinline__ bool next(Granules<kCount> *granules) {
+    bool any = false;
+#pragma unroll
+    for (int g = 0; g < Granules<kCount>::kNumber; ++g) {
+      while (position_ >= stretch_end_ && at_ < last_) next_block();
+      const bool found = position_ < stretch_end_;
+      granules->first[g] = found ? static_cast<int>(position_) : -1;
+      position_ += kGranule;
+      any = any || found;
+    }
+    return any;
+  }
+
+ private:
+  __device__ __forceinline__ void next_block() {
+    const int64_t block = lists_.index[at_++ * lists_.index_stride];
+    if (block < 0 || block >= lists_.other_blocks) return;
+    position_ = static_cast<uint32_t>(larger(block * lists_.other, begin_));
+    stretch_end_ = static_cast<uint32_t>(smaller((block + 1) * lists_.other, end_));
+  }
+
+  const BlockLists &lists_;
+  uint32_t begin_, end_;             // of the span; the granule behind the last may start at 2^31
+  uint32_t position_, stretch_end_;  // what is left of the stretch at hand
+  int at_, last_;                    // what is left of the list
+};
+
+}  // namespace flash

@@ -1,0 +1,25 @@
+// From a checked problem to what the CUDA kernels are told: plain arithmetic shared by the planner and the launches.
+#pragma once
+#include "../cuda/configs.h"
+#include "../cuda/params.h"
+#include "problem.h"
+
+namespace flash {
+
+// Rows move in groups of four numbers where every row consists of aligned ones.
+Rows cuda_rows(const RowsView &view, DType dtype, int64_t columns);
+
+Attention cuda_attention(const Problem &problem);
+
+// Whether the kernels with all rules of a score are needed.
+bool has_score_options(const Problem &problem);
+
+// Tiles of queries (keys) of `heads` heads; none crosses a line of the block mask, whose blocks have `block` of them.
+Tiles cuda_tiles(int64_t B, int64_t heads, int64_t length, int tile_rows, int64_t block);
+
+// How dbias, or its stand-in the bias, is cut into pieces, with as many splits as `most_partial` floats have room for.
+BiasPieces cuda_bias_pieces(const Problem &problem, const ScoresView &dbias, int64_t most_partial);
+// Floats of the partial sums; 0 if nothing is split.
+int64_t bias_partial_count(const BiasPieces &pieces, const ScoresView &dbias);
+
+}  // namespace flash

@@ -1,0 +1,179 @@
+// The CUDA backend's plan: kernel, tiles, grid and workspace from the problem and the device's facts, without a CUDA
+// call; and the arguments that kernels get. Called by plan.cpp and cuda.cpp.
+#include <cfloat>
+#include <cmath>
+
+#include "cuda.h"
+#include "cuda_fill.h"
+#include "error.h"
+#include "random.h"
+
+namespace flash {
+namespace {
+
+constexpr double kLog2E = 1.44269504088896340736;
+constexpr int64_t kNumbersAtOnce = 4;
+
+BlockLists lists_by_row(const Problem &problem) {
+  const BlockMaskView &x = problem.blocks;
+  return {x.row_start,
+          x.columns,
+          x.row_batch,
+          x.row_head,
+          x.row_stride,
+          x.columns_stride,
+          x.nnz,
+          static_cast<int>(x.block_q),
+          static_cast<int>(x.block_k),
+          ceil_div(problem.Lk, x.block_k)};
+}
+BlockLists lists_by_column(const Problem &problem) {
+  const BlockMaskView &x = problem.blocks;
+  return {x.column_start,
+          x.rows,
+          x.column_batch,
+          x.column_head,
+          x.column_stride,
+          x.rows_stride,
+          x.nnz,
+          static_cast<int>(x.block_k),
+          static_cast<int>(x.block_q),
+          ceil_div(problem.Lq, x.block_q)};
+}
+
+// Below this a product with -inf, or with the smallest scores, is not what it would be in exact arithmetic.
+bool is_plain_scale(double scale) { return scale * kLog2E >= FLT_MIN && scale * kLog2E <= FLT_MAX; }
+
+int tile_step(int rows, int64_t block) { return block == 0 ? rows : static_cast<int>(smaller(rows, block)); }
+
+// Hands out pieces of one buffer; with base NULL it only adds up.
+float *take(char *base, size_t *used, int64_t count) {
+  float *piece = base == nullptr ? nullptr : reinterpret_cast<float *>(base + *used);
+  *used += static_cast<size_t>(round_up(count * int64_t{sizeof(float)}, kWorkspaceAlignment));
+  return piece;
+}
+
+}  // namespace
+
+Rows cuda_rows(const RowsView &view, DType dtype, int64_t columns) {
+  const auto fits = [](int64_t count) { return count % kNumbersAtOnce == 0; };
+  const bool is_aligned =
+      reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(kNumbersAtOnce * size_bytes(dtype)) == 0;
+  return {view, dtype, is_aligned && fits(columns) && fits(view.batch) && fits(view.row) && fits(view.head)};
+}
+
+Attention cuda_attention(const Problem &problem) {
+  Attention x{};
+  x.B = problem.B;
+  x.Lq = static_cast<int>(problem.Lq), x.Lk = static_cast<int>(problem.Lk);
+  x.Hq = static_cast<int>(problem.Hq), x.Hk = static_cast<int>(problem.Hk);
+  x.D = static_cast<int>(problem.D), x.Dv = static_cast<int>(problem.Dv);
+  x.q = cuda_rows(problem.q, problem.dtype, problem.D);
+  x.k = cuda_rows(problem.k, problem.dtype, problem.D);
+  x.v = cuda_rows(problem.v, problem.dtype, problem.Dv);
+  x.mask = problem.mask, x.bias = problem.bias;
+  x.alibi_slopes = problem.alibi_slopes, x.sinks = problem.sinks;
+  x.q_lens = problem.q_lens, x.kv_lens = problem.kv_lens, x.q_offsets = problem.q_offsets, x.seeds = problem.seeds;
+  if (problem.blocks.block_q != 0) {
+    x.by_row = lists_by_row(problem);
+    if (problem.blocks.column_start != nullptr) x.by_column = lists_by_column(problem);
+  }
+  x.window = problem.window;
+  x.q_offset = problem.q_offset, x.has_q_offset = problem.has_q_offset;
+  x.seed = problem.seed;
+  x.keep_threshold = dropout_threshold(problem.dropout);
+  x.keep_scale = problem.dropout < 1 ? static_cast<float>(1 / (1 - problem.dropout)) : 0;
+  x.scale = static_cast<float>(problem.scale);
+  // At least the smallest normal number: a positive cap that rounds to 0 would divide 0 by 0.
+  if (problem.softcap > 0) x.softcap = problem.softcap > FLT_MIN ? static_cast<float>(problem.softcap) : FLT_MIN;
+  x.log2_scale = static_cast<float>(has_score_options(problem) ? kLog2E : problem.scale * kLog2E);
+  return x;
+}
+
+bool has_score_options(const Problem &problem) {
+  return problem.softcap > 0 || problem.alibi_slopes.data != nullptr || problem.bias.data != nullptr ||
+         problem.mask.data != nullptr || problem.dropout > 0 || !is_plain_scale(problem.scale);
+}
+
+Tiles cuda_tiles(int64_t B, int64_t heads, int64_t length, int tile_rows, int64_t block) {
+  const int step = tile_step(tile_rows, block);
+  const int64_t tiles = ceil_div(length, step);
+  return {tiles * heads * B, tiles, heads, step};
+}
+
+BiasPieces cuda_bias_pieces(const Problem &problem, const ScoresView &dbias, int64_t most_partial) {
+  constexpr TileShape tile = bias_tile_shape();
+  const int step = tile_step(tile.rows, problem.blocks.block_q);
+  const int64_t own = own_batches(dbias.batch);
+  const int64_t query_tiles = ceil_div(problem.Lq, step), key_tiles = ceil_div(problem.Lk, tile.columns);
+  const bool all_heads = dbias.head == 0, all_rows = dbias.row == 0, all_columns = dbias.column == 0;
+  BiasPieces pieces{};
+  pieces.own = {own, all_heads ? 1 : problem.Hq, all_rows ? 1 : query_tiles, all_columns ? 1 : key_tiles};
+  pieces.other = {own == 0 ? 0 : problem.B / own, all_heads ? problem.Hq : 1, all_rows ? query_tiles : 1,
+                  all_columns ? key_tiles : 1};
+  pieces.query_step = step;
+  pieces.splits = 1;
+  const int64_t number = pieces.own.product();
+  if (number == 0 || number >= kBiasBlocks) return pieces;
+  pieces.splits = larger(1, smaller(pieces.other.product(), ceil_div(kBiasBlocks, number)));
+  const int64_t one = bias_partial_count(pieces, dbias) / pieces.splits;
+  if (one > 0) pieces.splits = smaller(pieces.splits, most_partial / one);
+  if (pieces.splits < 2) pieces.splits = 1;
+  return pieces;
+}
+
+int64_t bias_partial_count(const BiasPieces &pieces, const ScoresView &dbias) {
+  constexpr TileShape tile = bias_tile_shape();
+  if (pieces.splits == 1) return 0;
+  return pieces.splits * pieces.own.product() * (dbias.row == 0 ? 1 : tile.rows) *
+         (dbias.column == 0 ? 1 : tile.columns);
+}
+
+CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint32_t wanted) {
+  const int64_t rows = problem.B * problem.Hq * problem.Lq;
+  CudaBackwardMemory memory{};
+  memory.delta = take(base, &memory.bytes, rows);
+  memory.lse2 = take(base, &memory.bytes, rows);
+  memory.lse2_low = take(base, &memory.bytes, rows);
+  if (wanted & FLASH_DBIAS) {
+    // The gradient's strides are not known to a query for the workspace's size; the bias's own are.
+    const BiasPieces pieces = cuda_bias_pieces(problem, problem.bias, INT64_MAX);
+    memory.bias_partial_count = bias_partial_count(pieces, problem.bias);
+    memory.bias_partial = take(base, &memory.bytes, memory.bias_partial_count);
+  }
+  return memory;
+}
+
+Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device) {
+  if (problem.dtype == DType::kFloat8) {
+    fail(FLASH_UNSUPPORTED, "q: float8_e4m3fn isn't supported yet; convert to float16, bfloat16 or float32");
+  }
+  const int head_dim = built_head_dim(problem.D, problem.Dv);
+  Plan plan{};
+  plan.kernel = wanted == 0 ? "forward_any" : "backward_any";
+  plan.path = "float32";
+  plan.limit = problem.dtype == DType::kFloat32 ? nullptr : "the kernels for tensor cores are not part of this version";
+  plan.workers = device.multiprocessors;
+  const int64_t block = problem.blocks.block_q;
+  if (wanted == 0) {
+    const TileShape tile = forward_tile(head_dim);
+    const Tiles tiles = cuda_tiles(problem.B, problem.Hq, problem.Lq, tile.rows, block);
+    plan.block_q = tiles.step, plan.block_k = tile.columns, plan.tasks = tiles.tasks;
+  } else {
+    const TileShape tile = backward_tile(head_dim);
+    const Tiles queries = cuda_tiles(problem.B, problem.Hq, problem.Lq, tile.rows, block);
+    const Tiles keys = cuda_tiles(problem.B, problem.Hk, problem.Lk, tile.rows, problem.blocks.block_k);
+    plan.block_q = queries.step, plan.block_k = tile.columns;
+    if (wanted & FLASH_DQ) plan.tasks += queries.tasks;
+    if (wanted & (FLASH_DK | FLASH_DV)) plan.tasks += keys.tasks;
+    if (wanted & FLASH_DBIAS) {
+      const BiasPieces pieces = cuda_bias_pieces(problem, problem.bias, INT64_MAX);
+      plan.tasks += pieces.own.product() * pieces.splits;
+    }
+    if (wanted & FLASH_DSINKS) plan.tasks += problem.Hq;
+    plan.shared_bytes = place_cuda_backward(nullptr, problem, wanted).bytes;
+  }
+  return plan;
+}
+
+}  // namespace flash
