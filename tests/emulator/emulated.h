@@ -1,0 +1,38 @@
+// What tests ask of the emulated device, in C, exported by libflash_emulated.so beside the functions of flash.h.
+// tests/emulated.py is the Python side.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+// Device memory, filled with NaN; NULL if there is none left. Nothing else may be given to a kernel.
+void *emulated_allocate(size_t bytes, const char *name);
+// 0 if it was not allocated, or is free already.
+int emulated_free(void *address);
+
+// Options of the launches to come. order: 0 forward, 1 reverse, 2 random; copies: 0 late, 1 eager, 2 random.
+// most_instructions: of all warps of a launch, 0 = no limit. checks: bit 0 races, bit 1 uninitialised reads, bit 2 traffic.
+void emulated_set_options(int order, int copies, uint64_t seed, uint64_t most_instructions, unsigned checks);
+
+// The launches since the last call, as a JSON list; see emulated.cpp for its fields. Valid until this thread's next call.
+const char *emulated_launches(void);
+// Names of all kernels, as mangled in the PTX, as a JSON list.
+const char *emulated_kernels(void);
+// The PTX text that holds a kernel; NULL if there is none of this name.
+const char *emulated_ptx(const char *kernel);
+
+// Replaces one line (1 = first) of the kernel's PTX by another text until the next call; kernel NULL = none. Returns
+// NULL, or why not.
+const char *emulated_plant(const char *kernel, int ptx_line, const char *text);
+
+// The calling thread's current device, as cudaGetDevice says.
+int emulated_current_device(void);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
