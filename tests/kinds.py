@@ -1,16 +1,17 @@
 """Array libraries as tests see them: from a NumPy array to theirs and back. Importing this imports none of them.
 
 A backend is where the mathematics runs, and the numeric sweep goes through each backend once: NumPy stands for the CPU.
-Another kind of CUDA arrays slots in as one more class with `backend = "cuda"`, a budget of lengths, and an entry in
-KINDS and BACKENDS.
+CUDA kernels run on a GPU through CuPy, or without one on the emulator.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from typing import Any, ClassVar
 
+import emulated
 import numpy
 import pytest
 from problems import DTYPES
@@ -107,6 +108,19 @@ class CuPy(NumPy):
         return cupy.asnumpy(x)
 
 
+class Emulated(CuPy):
+    """CUDA without a GPU: see emulated.py."""
+
+    name = "emulated"
+    longest = 257
+
+    def require(self) -> None:
+        if emulated.lib is None:
+            pytest.skip("FLASH_LIBRARY is not an emulated library; test_emulated.py runs these tests with one")
+        if "cupy" not in sys.modules:
+            emulated.install()
+
+
 def runs(kind: NumPy) -> bool:
     try:
         kind.require()
@@ -115,6 +129,6 @@ def runs(kind: NumPy) -> bool:
     return True
 
 
-KINDS = [NumPy(), PyTorch(), Jax(), CuPy()]
+KINDS = [NumPy(), PyTorch(), Jax(), CuPy(), Emulated()]
 # Only what runs: `test_option_with_every_kind_of_array` says what doesn't, and why.
-BACKENDS = [kind for kind in KINDS if kind.name in ("numpy", "cupy") and runs(kind)]
+BACKENDS = [kind for kind in KINDS if kind.name in ("numpy", "cupy", "emulated") and runs(kind)]
