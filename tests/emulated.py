@@ -119,6 +119,9 @@ class ndarray:
     def __getitem__(self, index: Any) -> ndarray:
         return self.view_by(lambda host: host[index])
 
+    def reshape(self, shape: tuple[int, ...]) -> ndarray:
+        return self.view_by(lambda host: host.reshape(shape))
+
     def __dlpack__(self, **options: Any) -> Any:
         raise AssertionError("CuPy arrays are read through their attributes")
 

@@ -255,12 +255,7 @@ void order_before(Warp &w, const Instruction &i, const Access &a, Mask lanes) {
   GlobalShadow *shadow = w.run->global_shadow.get();
   if (shadow == nullptr) return;
   each_lane(lanes, [&](int lane) {
-    const Published what = shadow->published(key(a, lane));
-    if (what == nullptr) return;
-    if (i.acquire)
-      w.block->clocks->take_over(w.thread(lane), what);
-    else
-      w.block->clocks->found(w.thread(lane), what);
+    if (const Message what = shadow->published(key(a, lane))) w.block->clocks->find(w.thread(lane), what, i.acquire);
   });
 }
 
@@ -268,9 +263,8 @@ void order_after(Warp &w, const Instruction &i, const Access &a, Mask lanes) {
   GlobalShadow *shadow = w.run->global_shadow.get();
   if (shadow == nullptr) return;
   each_lane(lanes, [&](int lane) {
-    Clocks &clocks = *w.block->clocks;
-    const Published what = i.release ? clocks.publish_now(w.thread(lane)) : clocks.published(w.thread(lane));
-    if (what != nullptr) shadow->publish(key(a, lane), what);
+    const Message what = w.block->clocks->message(w.thread(lane), i.release);
+    if (what) shadow->publish(key(a, lane), what);
   });
 }
 

@@ -16,12 +16,13 @@ void decode_nothing(Builder &b) {
   b.result.run = no_operation;
 }
 
-void fence(Warp &w, const Instruction &, Mask mask) {
+// mode: 1 for fence.sc
+void fence(Warp &w, const Instruction &i, Mask mask) {
   if (w.block->clocks == nullptr) return;
-  each_lane(mask, [&](int lane) { w.block->clocks->fence(w.thread(lane)); });
+  each_lane(mask, [&](int lane) { w.block->clocks->fence(w.thread(lane), i.mode != 0); });
 }
-void decode_fence(Builder &b) {
-  b.take_one({"sc", "acq_rel", "acquire", "release"});
+void decode_fence(Builder &b, bool sc) {
+  b.result.mode = b.take_one({"sc", "acq_rel", "acquire", "release"}) == 0 || sc;
   b.take_one({"cta", "cluster", "gpu", "sys", "gl"});
   b.expect(0, 0);
   b.result.run = fence;
@@ -94,8 +95,8 @@ std::vector<Opcode> control_opcodes() {
       {"ret", decode_exit},
       {"bar", decode_barrier},
       {"barrier", decode_barrier},
-      {"membar", decode_fence},
-      {"fence", decode_fence},
+      {"membar", [](Builder &b) { decode_fence(b, true); }},  // of sm_70 and later
+      {"fence", [](Builder &b) { decode_fence(b, false); }},
       {"trap", [](Builder &b) { b.result.run = trap; }},
       {"brkpt", [](Builder &b) { b.result.run = trap; }},
       {"nanosleep",

@@ -1,6 +1,7 @@
 #include "race.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace emulator {
 
@@ -12,6 +13,27 @@ void raise(std::vector<Clock> &to, const std::vector<Clock> &from) {
   for (size_t i = 0; i < to.size(); ++i) to[i] = std::max(to[i], from[i]);
 }
 
+// Adds what others published, without changing it for those who have it already.
+void add(Published &to, const Published &from) {
+  if (from == nullptr || from == to) return;
+  if (to == nullptr) {
+    to = from;
+    return;
+  }
+  auto sum = std::make_shared<Snapshot>(*to);
+  for (const auto &[block, known] : *from) {
+    Known &entry = (*sum)[block];
+    if (entry == nullptr) {
+      entry = known;
+    } else if (entry != known) {
+      auto clocks = *entry;
+      raise(clocks, *known);
+      entry = std::make_shared<const std::vector<Clock>>(std::move(clocks));
+    }
+  }
+  to = std::move(sum);
+}
+
 template <class Visit>
 void each_lane(Mask lanes, Visit visit) {
   for (; lanes != 0; lanes &= lanes - 1) visit(__builtin_ctz(lanes));
@@ -21,20 +43,35 @@ void each_lane(Mask lanes, Visit visit) {
 
 // ---- Clocks
 
+Handed::Handed(Knowledge &&all)
+    : known(std::make_shared<const std::vector<Clock>>(std::move(all.clocks))),
+      fenced(std::move(all.fenced)),
+      found(std::move(all.found)) {}
+
 Clocks::Clocks(uint64_t block, int agents)
     : block_(block),
       own_(at(agents), 1),
       known_(at(agents), std::make_shared<const std::vector<Clock>>(at(agents), 0)),
       published_(at(agents)),
-      found_(at(agents)) {}
+      found_(at(agents)),
+      fenced_(at(agents)),
+      found_fenced_(at(agents)) {}
 
 bool Clocks::ordered(uint64_t block, int earlier, Clock clock, int viewer) const {
   if (block == block_) return ordered(earlier, clock, viewer);
   for (const Taken &taken : taken_) {
     const auto found = taken.what->find(block);
     if (found == taken.what->end() || (*found->second)[at(earlier)] < clock) continue;
-    if (ordered(taken.thread, taken.clock, viewer)) return true;
+    if (knows(taken, viewer)) return true;
   }
+  return false;
+}
+
+bool Clocks::knows(const Taken &taken, int viewer) const {
+  if (taken.by[at(viewer)] != 0) return true;
+  const std::vector<Clock> &known = *known_[at(viewer)];
+  for (size_t t = 0; t < known.size(); ++t)
+    if (taken.by[t] != 0 && known[t] >= taken.by[t]) return true;
   return false;
 }
 
@@ -50,71 +87,84 @@ void Clocks::release(int first_thread, Mask lanes, Knowledge &into) {
   each_lane(lanes, [&](int lane) {
     const size_t t = at(first_thread + lane);
     into.clocks[t] = std::max(into.clocks[t], own_[t]++);
+    add(into.fenced, fenced_[t]);
+    add(into.found, found_fenced_[t]);
   });
 }
 
-void Clocks::acquire(int first_thread, Mask lanes, const Known &from) {
+void Clocks::acquire(int first_thread, Mask lanes, const Handed &from) {
   // Whoever released into `from` knows nothing beyond it; others keep what they knew.
   const void *same = nullptr;
   Known raised;
   each_lane(lanes, [&](int lane) {
-    Known &known = known_[at(first_thread + lane)];
+    const size_t t = at(first_thread + lane);
+    Known &known = known_[t];
     if (known.get() != same) {
       same = known.get();
       auto sum = *known;
-      raise(sum, *from);
-      raised = sum == *from ? from : std::make_shared<const std::vector<Clock>>(std::move(sum));
+      raise(sum, *from.known);
+      raised = sum == *from.known ? from.known : std::make_shared<const std::vector<Clock>>(std::move(sum));
     }
     known = raised;
+    fenced_[t] = from.fenced;
+    found_fenced_[t] = from.found;
   });
 }
 
 void Clocks::join(int first_thread, Mask lanes) {
   Knowledge all;
   release(first_thread, lanes, all);
-  const auto known = std::make_shared<const std::vector<Clock>>(std::move(all.clocks));
-  each_lane(lanes, [&](int lane) { known_[at(first_thread + lane)] = known; });
+  const Handed handed(std::move(all));
+  each_lane(lanes, [&](int lane) {
+    const size_t t = at(first_thread + lane);
+    known_[t] = handed.known, fenced_[t] = handed.fenced, found_fenced_[t] = handed.found;
+  });
 }
 
 Published Clocks::publish_now(int thread) {
-  Knowledge mine;
-  const int warp = thread / kLanes * kLanes;
-  release(warp, Mask{1} << (thread - warp), mine);
   auto snapshot = std::make_shared<Snapshot>();
-  for (const Taken &taken : taken_) {  // what came from other blocks goes on to further ones
-    if (!ordered(taken.thread, taken.clock, thread)) continue;
-    for (const auto &[block, known] : *taken.what) {
-      Known &entry = (*snapshot)[block];
-      if (entry == nullptr) {
-        entry = known;
-      } else if (entry != known) {
-        auto sum = *entry;
-        raise(sum, *known);
-        entry = std::make_shared<const std::vector<Clock>>(std::move(sum));
-      }
-    }
-  }
-  (*snapshot)[block_] = std::make_shared<const std::vector<Clock>>(std::move(mine.clocks));
-  return snapshot;
+  auto &mine = (*snapshot)[block_];
+  auto clocks = *known_[at(thread)];
+  clocks[at(thread)] = own_[at(thread)]++;
+  mine = std::make_shared<const std::vector<Clock>>(std::move(clocks));
+  Published all = snapshot;
+  for (const Taken &taken : taken_)  // what came from other blocks goes on to further ones
+    if (knows(taken, thread)) add(all, taken.what);
+  return all;
 }
 
-void Clocks::fence(int thread) {
-  if (Published &found = found_[at(thread)]; found != nullptr) {
-    take_over(thread, found);
-    found = nullptr;
-  }
-  published_[at(thread)] = publish_now(thread);
+void Clocks::fence(int thread, bool sc) {
+  const size_t t = at(thread);
+  take_over(thread, std::exchange(found_[t], nullptr));
+  if (sc) take_over(thread, std::exchange(found_fenced_[t], nullptr));
+  published_[t] = publish_now(thread);
+  if (sc) fenced_[t] = published_[t];
 }
 
-void Clocks::found(int thread, Published what) { found_[at(thread)] = std::move(what); }
+Message Clocks::message(int thread, bool now) {
+  return {now ? publish_now(thread) : published_[at(thread)], fenced_[at(thread)]};
+}
+
+void Clocks::find(int thread, const Message &message, bool now) {
+  if (now)
+    take_over(thread, message.released);
+  else
+    add(found_[at(thread)], message.released);
+  add(found_fenced_[at(thread)], message.fenced);
+}
 
 void Clocks::take_over(int thread, const Published &what) {
+  if (what == nullptr) return;
   const auto mine = what->find(block_);
   if (mine != what->end()) {
-    const int warp = thread / kLanes * kLanes;
-    acquire(warp, Mask{1} << (thread - warp), mine->second);
+    auto sum = *known_[at(thread)];
+    raise(sum, *mine->second);
+    known_[at(thread)] = std::make_shared<const std::vector<Clock>>(std::move(sum));
   }
-  if (what->size() > (mine != what->end() ? 1u : 0u)) taken_.push_back({thread, own_[at(thread)], what});
+  if (what->size() == (mine != what->end() ? 1u : 0u)) return;
+  const auto same = std::find_if(taken_.rbegin(), taken_.rend(), [&](const Taken &taken) { return taken.what == what; });
+  Taken &taken = same != taken_.rend() ? *same : taken_.emplace_back(Taken{what, std::vector<Clock>(own_.size(), 0)});
+  if (Clock &clock = taken.by[at(thread)]; clock == 0) clock = own_[at(thread)];
 }
 
 // ---- Shared memory
@@ -328,29 +378,15 @@ Conflict GlobalShadow::write(const Clocks &clocks, uint64_t block, Accessor who,
   return conflict;
 }
 
-void GlobalShadow::publish(uint64_t address, const Published &what) {
-  Published &there = published_[address];
-  if (there == nullptr) {
-    there = what;
-    return;
-  }
-  auto sum = std::make_shared<Snapshot>(*there);
-  for (const auto &[block, known] : *what) {
-    Known &entry = (*sum)[block];
-    if (entry == nullptr) {
-      entry = known;
-    } else {
-      auto clocks = *entry;
-      raise(clocks, *known);
-      entry = std::make_shared<const std::vector<Clock>>(std::move(clocks));
-    }
-  }
-  there = sum;
+void GlobalShadow::publish(uint64_t address, const Message &what) {
+  Message &there = published_[address];
+  add(there.released, what.released);
+  add(there.fenced, what.fenced);
 }
 
-Published GlobalShadow::published(uint64_t address) const {
+Message GlobalShadow::published(uint64_t address) const {
   const auto found = published_.find(address);
-  return found == published_.end() ? nullptr : found->second;
+  return found == published_.end() ? Message{} : found->second;
 }
 
 }  // namespace emulator

@@ -6,8 +6,12 @@
 // ldmatrix order nothing. The result doesn't depend on the schedule: one run of any order sees every race of its path.
 //
 // Between blocks, and within one through atomics, order comes as in the PTX memory model: a fence (or .release) before
-// an atomic or strong store publishes what the thread knows at that address; an atomic or strong load there, and a
-// fence (or .acquire) after it, takes it over.
+// an atomic or strong store of the same thread publishes what the thread knows at that address; an atomic or strong load
+// there, and a fence (or .acquire) of the same thread after it, takes it over.
+//
+// fence.sc, which __threadfence() is, orders more, since any two of them are ordered: between fence and atomic, on either
+// side, there may be a barrier and then another thread. So __threadfence(), __syncthreads() and one thread's atomic
+// publish what all threads wrote; with fence.acq_rel they don't.
 //
 // Shadow memory has a cell for 4 bytes, refined to 2 or 1 where a narrower access comes. A cell holds the last write and
 // the reads that are concurrent to each other. Two strong accesses never race.
@@ -26,15 +30,27 @@
 namespace emulator {
 
 using Clock = uint32_t;
-// Clocks by thread. `merged` is the last shared vector that was taken in whole: to skip it the next time.
+// Clocks by thread.
 using Known = std::shared_ptr<const std::vector<Clock>>;
-struct Knowledge {
-  std::vector<Clock> clocks;
-  Known merged;
-};
 // What a release published: by block.
 using Snapshot = std::map<uint64_t, Known>;
 using Published = std::shared_ptr<const Snapshot>;
+// What is at an address for those who look there: with a fence or .acquire of their own, or with a fence.sc.
+struct Message {
+  Published released, fenced;
+  explicit operator bool() const { return released != nullptr || fenced != nullptr; }
+};
+// What a barrier collects, and then hands to everybody who waits.
+struct Knowledge {
+  std::vector<Clock> clocks;
+  Known merged;             // the last shared vector that was taken in whole: to skip it the next time
+  Published fenced, found;  // see Clocks
+};
+struct Handed {
+  Known known;
+  Published fenced, found;
+  explicit Handed(Knowledge &&all);
+};
 
 // The clocks of one block.
 class Clocks {
@@ -51,28 +67,37 @@ class Clocks {
 
   // Threads first_thread + lane of the mask.
   void release(int first_thread, Mask lanes, Knowledge &into);
-  void acquire(int first_thread, Mask lanes, const Known &from);
+  // Of threads that have released into it.
+  void acquire(int first_thread, Mask lanes, const Handed &from);
   // bar.warp.sync: everybody releases, then acquires.
   void join(int first_thread, Mask lanes);
 
-  void fence(int thread);
-  // What atomics and strong stores of this thread publish since its last fence; NULL if nothing.
-  Published published(int thread) const { return published_[static_cast<size_t>(thread)]; }
-  Published publish_now(int thread);
-  // An atomic or strong load found this; it counts from the next fence on.
-  void found(int thread, Published what);
-  void take_over(int thread, const Published &what);
+  // `sc`: fence.sc and membar.
+  void fence(int thread, bool sc);
+  // What an atomic or strong store of this thread publishes, from its last fence or, if `now`, as it is a release.
+  Message message(int thread, bool now);
+  // An atomic or strong load found this; it counts from the next fence on or, if `now`, as the load is an acquire.
+  void find(int thread, const Message &message, bool now);
 
  private:
+  Published publish_now(int thread);
+  void take_over(int thread, const Published &what);
+
   uint64_t block_;
   std::vector<Clock> own_;
   std::vector<Known> known_;
+  // By thread: what its last fence published, and what it found since then.
   std::vector<Published> published_, found_;
+  // The same across fence.sc and barriers: what is behind a fence.sc that the thread knows of, and what somebody found
+  // that a fence.sc of this thread takes over.
+  std::vector<Published> fenced_, found_fenced_;
+  // What came from other blocks, and the clock at which each thread took it over; 0: it didn't.
   struct Taken {
-    int thread;
-    Clock clock;
     Published what;
+    std::vector<Clock> by;
   };
+  bool knows(const Taken &taken, int viewer) const;
+
   std::vector<Taken> taken_;
 };
 
@@ -136,8 +161,8 @@ class GlobalShadow {
   Conflict read(const Clocks &clocks, uint64_t block, Accessor who, uint64_t address, int bytes);
   Conflict write(const Clocks &clocks, uint64_t block, Accessor who, uint64_t address, int bytes);
   // The order that atomics and strong accesses of an address make.
-  void publish(uint64_t address, const Published &what);
-  Published published(uint64_t address) const;
+  void publish(uint64_t address, const Message &what);
+  Message published(uint64_t address) const;
 
  private:
   static constexpr int kPageLog2 = 12;
@@ -158,7 +183,7 @@ class GlobalShadow {
   static Conflict against_write(const Cell &cell, const Clocks &clocks, uint64_t block, Accessor who);
 
   std::unordered_map<uint64_t, Page> pages_;
-  std::unordered_map<uint64_t, Published> published_;
+  std::unordered_map<uint64_t, Message> published_;
   Page *last_page_ = nullptr;
   uint64_t last_number_ = ~uint64_t{0};
 };

@@ -419,10 +419,9 @@ void Scheduler::complete_if_full(Block &block, Barrier &barrier) {
   const auto warps = static_cast<uint32_t>(block.warps.size() - block.ended);
   const uint32_t needed = barrier.expected != 0 ? barrier.expected : warps * kLanes;
   if (barrier.arrived < needed) return;
-  Known known;
-  if (block.clocks != nullptr) known = std::make_shared<const std::vector<Clock>>(std::move(barrier.pending.clocks));
+  const Handed handed(std::move(barrier.pending));
   for (Warp *w : barrier.waiting) {
-    if (block.clocks != nullptr) block.clocks->acquire(w->thread(0), w->live, known);
+    if (block.clocks != nullptr) block.clocks->acquire(w->thread(0), w->live, handed);
     const Instruction &i = run_.kernel.code[w->pc];
     switch (static_cast<BarrierMode>(i.mode)) {
       case BarrierMode::kPopc:

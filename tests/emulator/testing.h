@@ -20,6 +20,7 @@ void test_memory();
 void test_warps();
 void test_races();
 void test_kernels();
+void test_faults();
 
 // A PTX module around one kernel.
 inline std::string module_text(const std::string &parameters, const std::string &body,
