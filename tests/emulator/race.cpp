@@ -162,7 +162,8 @@ void Clocks::take_over(int thread, const Published &what) {
     known_[at(thread)] = std::make_shared<const std::vector<Clock>>(std::move(sum));
   }
   if (what->size() == (mine != what->end() ? 1u : 0u)) return;
-  const auto same = std::find_if(taken_.rbegin(), taken_.rend(), [&](const Taken &taken) { return taken.what == what; });
+  const auto same =
+      std::find_if(taken_.rbegin(), taken_.rend(), [&](const Taken &taken) { return taken.what == what; });
   Taken &taken = same != taken_.rend() ? *same : taken_.emplace_back(Taken{what, std::vector<Clock>(own_.size(), 0)});
   if (Clock &clock = taken.by[at(thread)]; clock == 0) clock = own_[at(thread)];
 }

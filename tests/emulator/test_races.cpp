@@ -128,6 +128,48 @@ void global_memory() {
                Kind::kRace, 32, 2));
 }
 
+// From all threads of one block to all of another, by one thread of each: what must lie between, and on which side of
+// the barriers.
+void fences_and_barriers() {
+  const auto message = [](const std::string &release, const std::string &acquire) {
+    return "cvt.u64.u32 %d0, %four; add.s64 %d0, %buffer, %d0; setp.eq.u32 %p0, %tid, 0;\n"
+           "xor.b32 %r1, %four, 128; cvt.u64.u32 %d1, %r1; add.s64 %d1, %buffer, %d1;\n"
+           "mov.u32 %r1, %ctaid.x; setp.ne.u32 %p1, %r1, 0; @%p1 bra receive;\n"
+           "st.global.u32 [%d0+1024], %tid;" +
+           release + "ret;\nreceive: @!%p0 bra meet;\nlook:" + acquire + "ld.global.u32 %r3, [%d1+1024];";
+  };
+  const std::string set = "@%p0 atom.global.exch.b32 %r2, [%buffer], 1;",
+                    look = "atom.global.add.u32 %r2, [%buffer], 0; setp.ne.u32 %p2, %r2, 1; @%p2 bra look;\n",
+                    barrier = "bar.sync 0;", meet = "meet: bar.sync 0;";
+  const std::string fence = "fence.acq_rel.gpu;", fence_sc = "fence.sc.gpu;", membar = "membar.gl;";
+  const auto ordered = [&](const std::string &release, const std::string &acquire) {
+    CHECK(always(message(release, acquire), std::nullopt, 64, 2));
+  };
+  const auto races = [&](const std::string &release, const std::string &acquire) {
+    CHECK(always(message(release, acquire), Kind::kRace, 64, 2));
+  };
+  // The thread of the atomic has the fence: any will do, since it covers what came over the barrier.
+  ordered(barrier + "@%p0 " + fence + set, look + fence + meet);
+  ordered(barrier + "@%p0 st.release.gpu.global.u32 [%buffer], 1;",
+          "ld.acquire.gpu.global.u32 %r2, [%buffer]; setp.ne.u32 %p2, %r2, 1; @%p2 bra look;\n" + meet);
+  races(barrier + set, look + fence + meet);
+  races(barrier + "@%p0 " + fence + set, look + meet);
+  races("@%p0 " + fence + barrier + set, look + fence + meet);
+  // Each thread has one and the barrier comes between it and the atomic: only fence.sc reaches that far.
+  for (const std::string &strong : {membar, fence_sc}) {
+    ordered(strong + barrier + set, look + meet + strong);
+    ordered(strong + barrier + set, look + strong + meet);
+    ordered(barrier + "@%p0 " + strong + set, look + meet + strong);
+    ordered(strong + barrier + "@%p0 st.release.gpu.global.u32 [%buffer], 1;", look + meet + strong);
+    races(barrier + "@%p0 st.release.gpu.global.u32 [%buffer], 1;", look + meet + strong);
+    races(fence + barrier + set, look + meet + strong);
+    races(strong + barrier + set, look + meet + fence);
+    races("@%p0 " + strong + barrier + set, look + meet + strong);
+    races(strong + barrier + set, look + meet + "@%p0 " + strong);
+    races(strong + barrier + set, look + meet);
+  }
+}
+
 void reports() {
   // Merged by their lines, with both of them, and counted.
   const auto r = launched(
@@ -149,6 +191,7 @@ void test_races() {
   shared_memory();
   copies();
   global_memory();
+  fences_and_barriers();
   reports();
 }
 
