@@ -106,8 +106,8 @@ void Clocks::acquire(int first_thread, Mask lanes, const Handed &from) {
       raised = sum == *from.known ? from.known : std::make_shared<const std::vector<Clock>>(std::move(sum));
     }
     known = raised;
-    fenced_[t] = from.fenced;
-    found_fenced_[t] = from.found;
+    if (fenced_[t] != from.fenced) fenced_[t] = from.fenced;
+    if (found_fenced_[t] != from.found) found_fenced_[t] = from.found;
   });
 }
 

@@ -14,6 +14,8 @@ namespace {
 constexpr uint64_t kTurn = 4096;
 // In random order, up to this many, to mix warps finely.
 constexpr uint64_t kRandomTurn = 200;
+// Turns of a block that waits for another one and meanwhile changes something, as with a barrier in the loop.
+constexpr uint64_t kTurnsOfWaiting = 256;
 // Rounds of a loop with strong loads or atomics while other lanes of the warp wait behind it, before those get a turn.
 constexpr uint32_t kPatience = 64;
 
@@ -177,7 +179,7 @@ bool Scheduler::visit(Block &block) {
     idle = warp->watched && run_.changes == before ? idle + 1 : 0;
     if (idle > 4 * block.warps.size()) return false;
     // Whoever changes something while waiting is given time, but not for ever.
-    if (warp->watched && turns % 4096 == 0) return false;
+    if (warp->watched && turns % kTurnsOfWaiting == 0) return false;
   }
   return true;
 }
