@@ -126,7 +126,9 @@ flash_status flash_backward(const flash_problem *given, const flash_saved *saved
     Arguments arguments;
     const Problem problem = read_problem(given, arguments);
     const BackwardArguments backward = read_backward(problem, arguments, saved, gradients);
-    const Plan plan = make_plan(problem, wanted_of(backward));
+    const uint32_t wanted = wanted_of(backward);
+    if (wanted == 0) return check_values(problem);  // none of the gradients has elements
+    const Plan plan = make_plan(problem, wanted);
     check_workspace(arguments, plan, workspace, bytes);
     check_values(problem);
     if (problem.backend == Backend::kCuda) return cuda_backward(problem, backward, workspace, stream);

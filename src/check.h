@@ -20,6 +20,7 @@ using Shape = std::vector<int64_t>;
 std::string to_text(const Shape &shape);
 // The leading axes, then the trailing ones.
 Shape joined(Shape leading, std::initializer_list<int64_t> trailing);
+bool has_elements(const Shape &shape);
 
 // An array that satisfies the common rules: known device, allowed dtype, aligned data, no sum of strides that
 // overflows.

@@ -364,10 +364,12 @@ BackwardArguments read_backward(const Problem &problem, Arguments &arguments, co
   result.lse = read_lse("lse", saved.lse);
   if (saved.dlse != nullptr) result.dlse = read_lse("dlse", saved.dlse);
 
+  // A gradient without elements counts as not wanted.
   const auto read_gradient = [&](const char *name, const flash_tensor *given, const char *of, const char *meaning) {
     const Tensor original = *arguments.find(of);  // a copy: `output` may move the list
-    const Tensor tensor = arguments.output(name, given, {original.dtype}, text(" as in ", of).c_str());
+    Tensor tensor = arguments.output(name, given, {original.dtype}, text(" as in ", of).c_str());
     check_shape(tensor, original.shape, meaning);
+    if (!has_elements(tensor.shape)) tensor.data = nullptr;
     return tensor;
   };
   if (gradients.dq) result.dq = rows_view(read_gradient("dq", gradients.dq, "q", "q's"));

@@ -41,6 +41,8 @@ Shape joined(Shape leading, std::initializer_list<int64_t> trailing) {
   return leading;
 }
 
+bool has_elements(const Shape &shape) { return std::find(shape.begin(), shape.end(), 0) == shape.end(); }
+
 namespace {
 
 constexpr int kMaxAxes = 64;  // NumPy's own limit
@@ -140,8 +142,6 @@ struct Footprint {
     return sum;
   }
 };
-
-bool has_elements(const Shape &shape) { return std::find(shape.begin(), shape.end(), 0) == shape.end(); }
 
 // Negative strides are turned round, so that every step is positive.
 Footprint footprint_of(const Tensor &tensor) {
