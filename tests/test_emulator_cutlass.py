@@ -1,0 +1,37 @@
+"""The emulator on kernels that this project did not write: CUTLASS's, from the wheel nvidia-cutlass.
+
+Their results must be right and the emulator must report nothing, in whatever order warps run and copies arrive: so it
+reads PTX as a GPU does, and what it reports of this project's kernels is worth looking at. The programs are CUTLASS's
+own host code, linked with the emulated CUDA runtime: tests/emulator/cutlass.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def programs(cutlass: Path, build_emulator: Callable[[str], Path]) -> Path:
+    folder = build_emulator("emulator_cutlass")
+    if "EMULATOR_HAS_NVCC:INTERNAL=TRUE" not in (folder / "CMakeCache.txt").read_text():
+        pytest.skip("there is no nvcc to compile CUTLASS's kernels")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["attention_forward", "attention_backward", "gemm"])
+def test_cutlass(programs: Path, program: str) -> None:
+    run = subprocess.run(
+        [programs / f"cutlass_{program}"],
+        env={**os.environ, "EMULATOR_DEVICES": "80"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " order, " in run.stdout
