@@ -21,7 +21,7 @@ import numpy
 
 FORWARD, REVERSE, RANDOM = range(3)  # which warp and block runs next
 LATE, EAGER = range(2)  # when asynchronous copies arrive; RANDOM too
-RACES, UNINITIALISED, TRAFFIC = 1, 2, 4
+RACES, UNINITIALISED, TRAFFIC, LINES, NOTHING = 1, 2, 4, 8, 16  # LINES: those that ran; NOTHING: only records
 CHECKS = RACES | UNINITIALISED | TRAFFIC
 
 
@@ -36,8 +36,9 @@ def _open() -> Any:
     lib.emulated_free.argtypes = [ctypes.c_void_p]
     lib.emulated_set_options.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint]
     lib.emulated_plant.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p]
-    for name in ("emulated_launches", "emulated_kernels", "emulated_ptx", "emulated_plant"):
-        getattr(lib, name).restype = ctypes.c_char_p
+    lib.emulated_seed.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    for name in ("launches", "kernels", "ptx", "plant", "faults", "seed"):
+        getattr(lib, f"emulated_{name}").restype = ctypes.c_char_p
     return lib
 
 

@@ -175,6 +175,13 @@ void Device::plant(const std::optional<PlantedFault> &fault) {
   faulty_kernel_ = fault->kernel;
 }
 
+void Device::plant_text(const std::string &kernel, const std::string &ptx) {
+  const std::lock_guard lock(mutex_);
+  faulty_.reset();
+  faulty_ = load_module(ptx);
+  faulty_kernel_ = kernel;
+}
+
 std::vector<LaunchRecord> Device::take_records() {
   const std::lock_guard lock(mutex_);
   return std::exchange(records_, {});

@@ -77,6 +77,8 @@ class Device {
   void set_options(const Options &options);
   // Replaces the fault planted before, if any; nullopt = none. Throws ParseError if the text is no instruction.
   void plant(const std::optional<PlantedFault> &fault);
+  // The same with all of the module's text, of which only this kernel is used.
+  void plant_text(const std::string &kernel, const std::string &ptx);
   // Records of launches since the last call; at most the last kMostRecords.
   std::vector<LaunchRecord> take_records();
 

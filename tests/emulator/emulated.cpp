@@ -9,44 +9,10 @@
 #include <string>
 
 #include "device.h"
+#include "json.h"
 
 namespace emulator {
 namespace {
-
-thread_local std::string answer;
-
-const char *answered(std::string text) {
-  answer = std::move(text);
-  return answer.c_str();
-}
-
-// ---- JSON
-
-std::string quoted(const std::string &text) {
-  std::string json = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') json += '\\';
-    json += c == '\n' ? ' ' : c;
-  }
-  return json + '"';
-}
-
-std::string number(uint64_t n) { return std::to_string(n); }
-std::string number(Dim3 d) { return "[" + number(d.x) + "," + number(d.y) + "," + number(d.z) + "]"; }
-
-// {"name": value, ...} of values that are JSON already.
-std::string object(std::initializer_list<std::pair<const char *, std::string>> fields) {
-  std::string json;
-  for (const auto &[name, value] : fields) json += (json.empty() ? "{" : ",") + quoted(name) + ":" + value;
-  return json + "}";
-}
-
-template <class Items, class Json>
-std::string list(const Items &items, const Json &json_of) {
-  std::string json;
-  for (const auto &item : items) json += (json.empty() ? "[" : ",") + json_of(item);
-  return json.empty() ? "[]" : json + "]";
-}
 
 std::string demangled(const std::string &name) {
   char *const text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, nullptr);
@@ -99,6 +65,7 @@ std::string json_of(const LaunchRecord &x) {
                  {"shared_wavefronts", number(stats.shared_wavefronts)},
                  {"bank_conflicts", number(stats.bank_conflicts)},
                  {"hottest", json_of(stats.hottest)},
+                 {"executed_lines", list(stats.executed_lines, [](int line) { return std::to_string(line); })},
                  {"buffers", list(stats.buffers, [](const Traffic &traffic) { return json_of(traffic); })}});
 }
 
@@ -126,6 +93,8 @@ void emulated_set_options(int order, int copies, uint64_t seed, uint64_t most_in
   options.races = (checks & 1) != 0;
   options.uninitialised = (checks & 2) != 0;
   options.traffic = (checks & 4) != 0;
+  options.executed_lines = (checks & 8) != 0;
+  if ((checks & 16) != 0) options.max_instructions = 1, options.collect = true;
   Device::get().set_options(options);
 }
 

@@ -15,7 +15,8 @@ void *emulated_allocate(size_t bytes, const char *name);
 int emulated_free(void *address);
 
 // Options of the launches to come. order: 0 forward, 1 reverse, 2 random; copies: 0 late, 1 eager, 2 random.
-// most_instructions: of all warps of a launch, 0 = no limit. checks: bit 0 races, bit 1 uninitialised reads, bit 2 traffic.
+// most_instructions: of all warps of a launch, 0 = no limit. checks: bit 0 races, bit 1 uninitialised reads, bit 2 traffic,
+// bit 3 the PTX lines that were run; bit 4: launches are recorded and not run.
 void emulated_set_options(int order, int copies, uint64_t seed, uint64_t most_instructions, unsigned checks);
 
 // The launches since the last call, as a JSON list; see emulated.cpp for its fields. Valid until this thread's next call.
@@ -28,6 +29,12 @@ const char *emulated_ptx(const char *kernel);
 // Replaces one line (1 = first) of the kernel's PTX by another text until the next call; kernel NULL = none. Returns
 // NULL, or why not.
 const char *emulated_plant(const char *kernel, int ptx_line, const char *text);
+// The faults of faults.h that the kernel may be given, as a JSON list; see emulated_faults.cpp for its fields. NULL if
+// there is no such kernel.
+const char *emulated_faults(const char *kernel);
+// Plants the fault of this position in that list, until the next call of this or of emulated_plant. Returns NULL, or why
+// not.
+const char *emulated_seed(const char *kernel, size_t position);
 
 // The calling thread's current device, as cudaGetDevice says.
 int emulated_current_device(void);

@@ -226,6 +226,9 @@ Stats launch(const Module &module, Memory &memory, std::string_view name, Dim3 g
   if (stopped && !options.collect) throw Fault(run.reports.back());
   Stats stats;
   run.counters.finish(kernel, stats);
+  for (size_t pc = 0; options.executed_lines && pc + 1 < kernel.code.size(); ++pc) {
+    if (run.counters.executed[pc] != 0) stats.executed_lines.push_back(static_cast<int>(kernel.code[pc].ptx_line));
+  }
   for (TrackedBuffer &tracked : run.buffers.all()) {
     if (tracked.touched && !tracked.constant) stats.buffers.push_back(tracked.traffic);
   }

@@ -182,6 +182,7 @@ struct Options {
   bool races = true;                   // happens-before detection, shared and global memory, and kInFlight
   bool uninitialised = true;           // kUninitialised
   bool traffic = true;                 // Stats::buffers, sectors and bank conflicts
+  bool executed_lines = false;         // Stats::executed_lines
   bool collect = false;                // put reports into Stats instead of throwing the first; the launch goes on
   size_t max_reports = 100;            // different ones; later ones are dropped
   uint64_t max_instructions = 0;       // of all warps together; 0 = no limit
@@ -213,11 +214,12 @@ struct Stats {
   uint64_t lane_instructions = 0;           // sum of the active lanes
   std::map<std::string, uint64_t> opcodes;  // warp instructions by opcode without types: "fma", "ld.global"
   uint64_t mma = 0, barriers = 0;
-  uint64_t shared_accesses = 0;    // warp instructions: ld, st, atom, ldmatrix
-  uint64_t shared_wavefronts = 0;  // passes through the 32 banks that they took
-  uint64_t bank_conflicts = 0;     // passes beyond what their width needs
-  std::optional<Loop> hottest;     // the innermost loop with the most instructions
-  std::vector<Traffic> buffers;    // those touched, by address
+  uint64_t shared_accesses = 0;     // warp instructions: ld, st, atom, ldmatrix
+  uint64_t shared_wavefronts = 0;   // passes through the 32 banks that they took
+  uint64_t bank_conflicts = 0;      // passes beyond what their width needs
+  std::optional<Loop> hottest;      // the innermost loop with the most instructions
+  std::vector<Traffic> buffers;     // those touched, by address
+  std::vector<int> executed_lines;  // of the PTX: those of instructions that any lane ran, ascending
   std::vector<Report> reports;
 
   const Traffic *traffic(const void *address) const;  // of the buffer that holds it; NULL if it wasn't touched

@@ -143,4 +143,23 @@ WrittenKernel written_kernel(std::string_view ptx, std::string_view kernel) {
   throw std::out_of_range("no kernel " + std::string(kernel));
 }
 
+std::string with_only_kernel(std::string_view ptx, std::string_view kernel) {
+  const std::vector<Token> tokens = tokens_of(ptx);
+  std::string result(ptx);
+  for (size_t at = 0; at + 1 < tokens.size(); ++at) {
+    if (!tokens[at].is(".entry") || tokens[at + 1].is(kernel)) continue;
+    const auto offset = [&](size_t token) { return static_cast<size_t>(tokens[token].text.data() - ptx.data()); };
+    const bool has_linkage = at > 0 && (tokens[at - 1].is(".visible") || tokens[at - 1].is(".weak"));
+    const size_t begin = offset(has_linkage ? at - 1 : at);
+    while (!tokens[at].is("{")) ++at;
+    Cursor body(tokens, at);
+    body.skip_block("{", "}");
+    const size_t end = offset(body.position() - 1) + 1;
+    for (size_t i = begin; i < end; ++i)
+      if (result[i] != '\n') result[i] = ' ';
+    at = body.position() - 1;
+  }
+  return result;
+}
+
 }  // namespace emulator

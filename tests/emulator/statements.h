@@ -42,4 +42,7 @@ struct WrittenKernel {
 // Throws std::out_of_range if the text has no such kernel.
 WrittenKernel written_kernel(std::string_view ptx, std::string_view kernel);
 
+// The text without the bodies of other kernels, with as many lines.
+std::string with_only_kernel(std::string_view ptx, std::string_view kernel);
+
 }  // namespace emulator
