@@ -1,5 +1,5 @@
 """Fixtures: `kind`, every kind of arrays that flash takes, `backend`, one kind for each place where it computes, and
-what builds the emulator's programs.
+what builds the emulator's programs. What computes on the emulated device gets the mark `emulated`.
 """
 
 import importlib.util
@@ -8,8 +8,21 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import emulated
 import pytest
 from kinds import BACKENDS, KINDS
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Marks the tests whose kind of arrays is the emulated one; skips all marked ones where there is no emulator."""
+    skip = pytest.mark.skip(reason="FLASH_LIBRARY is not an emulated library; test_emulated.py runs this with one")
+    for item in items:
+        arguments = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(getattr(x, "name", None) == "emulated" for x in arguments):
+            item.add_marker("emulated")
+        if emulated.lib is None and item.get_closest_marker("emulated"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)

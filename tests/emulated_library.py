@@ -1,0 +1,59 @@
+"""libflash_emulated.so, the library whose CUDA kernels run on the CPU: built when a test first asks for it.
+
+It is built in a folder of its own, which is kept: a later session compiles what has changed. pip's build folder serves
+no test, since it needn't be there and may hold other options. A test that needs the library in its own process carries
+the mark `emulated`, and test_emulated.py runs it; others start processes with `environment()`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "build" / "emulated"
+
+
+@cache
+def path() -> Path:
+    """The library, up to date. Skips the test where it can't be built for want of cmake or nvcc."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed, so there is no emulated library")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / "lock", "w") as lock:  # held by one process of pytest-xdist at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _configure()
+        built = _cmake("--build", FOLDER, "--target", "flash_emulated", "--parallel", str(os.cpu_count()))
+        assert built.returncode == 0, _end(built)
+    return FOLDER / "tests" / "emulator" / "libflash_emulated.so"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process that computes with it, on one thread: such processes share the cores."""
+    return {**os.environ, "FLASH_LIBRARY": str(path()), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **more}
+
+
+def _configure() -> None:
+    configure = ["-S", ROOT, "-B", FOLDER, "-DFLASH_CUDA=ON", "-DFLASH_EMULATOR=ON"]
+    if shutil.which("ninja") is not None and not (FOLDER / "Makefile").exists():
+        configure += ["-G", "Ninja"]
+    done = _cmake(*configure)
+    if done.returncode != 0:  # what an earlier session found may be gone
+        done = _cmake("--fresh", *configure)
+    if done.returncode != 0 and "but there is no nvcc" in " ".join(done.stderr.split()):
+        pytest.skip("there is no nvcc, so no CUDA kernels to emulate")
+    assert done.returncode == 0, _end(done)
+
+
+def _cmake(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["cmake", *map(str, arguments)], capture_output=True, text=True)
+
+
+def _end(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stdout + done.stderr)[-4000:]
