@@ -17,6 +17,7 @@ cmake --build "$build" --parallel "$(nproc)"
 export ASAN_OPTIONS=detect_leaks=1:protect_shadow_gap=0:strict_string_checks=1
 export UBSAN_OPTIONS=print_stacktrace=1
 "$build/flash_host_tests"
+"$build/flash_cuda_host_tests"
 
 # Python itself never frees everything, so no leaks are looked for here. The runtimes must come before any other library.
 export ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0

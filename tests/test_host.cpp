@@ -2,7 +2,6 @@
 //
 //   flash_host_tests        prints each failed check as file:line, then "N passed, N failed"; exit status 1 if any failed
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "checks.h"
 #include "error.h"
 #include "explain.h"
 #include "flash.h"
@@ -21,14 +21,6 @@
 using namespace flash;
 
 namespace {
-
-int passed = 0, failed = 0;
-
-void check(bool ok, const char *file, int line, const std::string &what) {
-  ++(ok ? passed : failed);
-  if (!ok) std::printf("%s:%d: %s\n", file, line, what.c_str());
-}
-#define CHECK(condition) check(condition, __FILE__, __LINE__, #condition)
 
 // The C functions called below leave this message.
 void check_fails(flash_status got, flash_status wanted, const char *part, const char *file, int line) {
@@ -596,6 +588,5 @@ int main() {
   test_sequences();
   test_gradients();
   test_block_mask();
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 ? 0 : 1;
+  return report();
 }
