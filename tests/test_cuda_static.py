@@ -1,0 +1,243 @@
+"""What can be known of the CUDA kernels without running them, read from the very library that the package has loaded.
+
+Resources, architectures and instructions, by cuobjdump from PyPI's nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm.
+Skipped where the library has no CUDA part or cuobjdump is not found.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import flash
+
+ARCHITECTURES = ("sm_80", "sm_90")
+REGISTERS = 65536  # of a multiprocessor
+MOST_REGISTERS = 255  # of a thread
+# Kernels that keep something in local memory, with the reason: operation, head dim, options.
+LOCAL_MEMORY: dict[Kernel, str] = {}
+# Kernels of the plain products whose instructions are looked at.
+PRODUCTS = ("forward_any", "backward_keys_any", "backward_queries_any")
+
+
+class Kernel(NamedTuple):
+    operation: str
+    head_dim: int
+    has_options: bool
+
+
+class Use(NamedTuple):
+    """What one kernel takes on one architecture; numbers of registers, bytes otherwise."""
+
+    registers: int
+    stack: int
+    local: int
+
+
+class Instruction(NamedTuple):
+    address: int
+    name: str  # with its modifiers, such as LDS.128
+    text: str
+
+
+def loaded_library() -> Path:
+    return Path(re.findall(r"/.*/libflash\w*\.so", Path("/proc/self/maps").read_text())[0])
+
+
+def find_cuobjdump() -> str | None:
+    packages = Path(sysconfig.get_path("platlib"))
+    folders = [str(folder) for folder in sorted(packages.glob("nvidia/cu*/bin"))]
+    return shutil.which("cuobjdump", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+
+
+def cuobjdump(*options: str) -> str:
+    command = [str(find_cuobjdump()), *options, str(loaded_library())]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def kernel_of(symbol: str) -> Kernel:
+    name = re.fullmatch(r"_ZN5flash\d+(\w+?)ILi(\d+)ELb([01])EEEv\w+", symbol)
+    assert name is not None, f"not a kernel of instances.def: {symbol}"
+    return Kernel(name[1], int(name[2]), name[3] == "1")
+
+
+if not (flash.show_config("dicts") or {})["cuda"]["built"]:
+    pytest.skip("the library was built without CUDA", allow_module_level=True)
+needs_cuobjdump = pytest.mark.skipif(
+    find_cuobjdump() is None, reason="no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+)
+
+
+@cache
+def resources() -> dict[tuple[str, str], Use]:
+    """By architecture and symbol."""
+    found = {}
+    arch = symbol = ""
+    for line in cuobjdump("-res-usage").splitlines():
+        if match := re.match(r"arch = (\w+)", line):
+            arch = match[1]
+        elif match := re.search(r"Function (\w+):", line):
+            symbol = match[1]
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
+            found[arch, symbol] = Use(*map(int, match.groups()))
+    return found
+
+
+@cache
+def launch_bounds() -> dict[str, tuple[int, int]]:
+    """Threads of a block and blocks of a multiprocessor that each symbol is compiled for: the PTX says so."""
+    text = loaded_library().read_bytes().decode("latin-1")
+    pattern = r"\.visible \.entry (\w+)\([^{]*?\.maxntid (\d+), 1, 1\s+\.minnctapersm (\d+)"
+    return {name: (int(threads), int(blocks)) for name, threads, blocks in re.findall(pattern, text)}
+
+
+@cache
+def disassembly() -> dict[tuple[str, Kernel], list[Instruction]]:
+    """The instructions of the kernels of products without options, for head dims of 64 and 128."""
+    wanted = {symbol for _, symbol in resources() if kernel_of(symbol) in looked_at()}
+    code: dict[tuple[str, Kernel], list[Instruction]] = {}
+    arch = ""
+    for line in cuobjdump("-sass", "-fun", ",".join(sorted(wanted))).splitlines():
+        if match := re.search(r"code for (sm_\w+)", line):
+            arch = match[1]
+        elif match := re.search(r"Function : (\w+)", line):
+            code[arch, kernel_of(match[1])] = instructions = []
+        elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?(([\w.]+).*?) ;", line):
+            instructions.append(Instruction(int(match[1], 16), match[3], match[2]))
+    return code
+
+
+def looked_at() -> list[Kernel]:
+    return [Kernel(operation, head_dim, False) for operation in PRODUCTS for head_dim in (64, 128)]
+
+
+def target(instruction: Instruction) -> int | None:
+    """Where a branch or call goes."""
+    match = re.match(r"(?:BRA|CALL)\S* .*?(0x[0-9a-f]+)$", instruction.text)
+    return None if match is None else int(match[1], 16)
+
+
+def loops_of(code: list[Instruction]) -> list[list[Instruction]]:
+    """The stretches from the target of a backward branch to the branch, shortest first."""
+    ends = {(to, at.address) for at in code if (to := target(at)) is not None and to < at.address}
+    loops = [[at for at in code if begin <= at.address <= end] for begin, end in ends]
+    return sorted(loops, key=len)
+
+
+def is_within(inner: list[Instruction], outer: list[Instruction]) -> bool:
+    return outer[0].address <= inner[0].address and inner[-1].address <= outer[-1].address
+
+
+def count(loop: list[Instruction], pattern: str) -> int:
+    return sum(re.fullmatch(pattern, at.name) is not None for at in loop)
+
+
+def product_loops(code: list[Instruction]) -> list[list[Instruction]]:
+    """The innermost loops that multiply and add."""
+    loops = loops_of(code)
+    innermost = [x for x in loops if not any(is_within(y, x) for y in loops if y is not x)]
+    return [loop for loop in innermost if count(loop, "FFMA.*") > 0]
+
+
+def main_loop(code: list[Instruction]) -> list[Instruction]:
+    """One step along the other side: the least loop with all products in it."""
+    products = product_loops(code)
+    return next(loop for loop in loops_of(code) if all(is_within(product, loop) for product in products))
+
+
+# ---- Any kernel
+
+
+def test_size() -> None:
+    """The wheel, which is little more than the library and smaller by compression, stays below 30 MB."""
+    assert loaded_library().stat().st_size < 30e6
+
+
+@needs_cuobjdump
+def test_architectures() -> None:
+    files = cuobjdump("--list-elf", "--list-ptx")
+    units = {arch: set(re.findall(rf": (\w+)\.{arch}\.cubin", files)) for arch in ARCHITECTURES}
+    ptx = set(re.findall(r": (\w+)\.sm_80\.ptx", files))
+    assert units["sm_80"] and units["sm_80"] == units["sm_90"] == ptx
+    assert set(re.findall(r"\.(\w+)\.cubin", files)) == set(ARCHITECTURES)
+
+
+@needs_cuobjdump
+def test_every_kernel_is_there_with_its_ptx_uncompressed() -> None:
+    """The emulator, and whoever looks, reads PTX as it lies in the file."""
+    symbols = {arch: {symbol for at, symbol in resources() if at == arch} for arch in ARCHITECTURES}
+    assert symbols["sm_80"] == symbols["sm_90"] == launch_bounds().keys()
+    instances = Path(__file__).parent.parent / "cuda/instances.def"
+    if instances.exists():
+        rows = re.findall(r"^FLASH_KERNEL\(\w+, (\w+), (\d+), (\w+)\)$", instances.read_text(), re.MULTILINE)
+        listed = {Kernel(operation, int(head_dim), options == "options") for operation, head_dim, options in rows}
+        assert {kernel_of(symbol) for symbol in symbols["sm_80"]} == listed
+
+
+@needs_cuobjdump
+def test_registers_suffice() -> None:
+    """No kernel spills or has arrays in local memory, and as many blocks fit as its launch bounds promise."""
+    assert set(LOCAL_MEMORY) <= {kernel_of(symbol) for _, symbol in resources()}
+    faults = []
+    for (arch, symbol), use in resources().items():
+        threads, blocks = launch_bounds()[symbol]
+        rounded = -(-use.registers // 8) * 8  # they are handed out in groups of 8
+        if (use.stack or use.local) and kernel_of(symbol) not in LOCAL_MEMORY:
+            faults.append(f"{kernel_of(symbol)} on {arch}: {use.stack} bytes of stack, {use.local} of local memory")
+        if use.registers > MOST_REGISTERS or rounded * threads * blocks > REGISTERS:
+            faults.append(f"{kernel_of(symbol)} on {arch}: {use.registers} registers in {blocks} x {threads} threads")
+    assert faults == []
+
+
+# ---- The kernels of products, without options
+
+
+def each_kernel() -> pytest.MarkDecorator:
+    cases = [(arch, kernel) for arch in ARCHITECTURES for kernel in looked_at()]
+    names = [f"{arch}-{kernel.operation}-{kernel.head_dim}" for arch, kernel in cases]
+    return pytest.mark.parametrize(("arch", "kernel"), cases, ids=names)
+
+
+@needs_cuobjdump
+@each_kernel()
+def test_instructions(arch: str, kernel: Kernel) -> None:
+    code = disassembly()[arch, kernel]
+    assert count(code, "(LDL|STL).*") == 0
+    # Rows that are vectors come in by 16 bytes (float32) or 8 (16-bit types), and go through shared memory by 16.
+    assert count(code, r"LDG\.E\.128.*") > 0 and count(code, r"LDG\.E\.64.*") > 0 and count(code, r"STS\.128") > 0
+
+
+@needs_cuobjdump
+@each_kernel()
+def test_product_loops(arch: str, kernel: Kernel) -> None:
+    """At least three quarters are multiplications, and numbers come from shared memory by 16 bytes only."""
+    loops = product_loops(disassembly()[arch, kernel])
+    # s and p v; or s, dp and a product for each gradient.
+    assert len(loops) >= {"forward_any": 2, "backward_keys_any": 4, "backward_queries_any": 3}[kernel.operation]
+    for loop in loops:
+        assert count(loop, "FFMA.*") >= 0.75 * len(loop), Counter(at.name for at in loop)
+        assert count(loop, r"LDS.*") == count(loop, r"LDS\.128") > 0
+        assert count(loop, "(LDG|LDL|STL|STS|STG|BAR|CALL|MUFU).*") == 0
+
+
+@needs_cuobjdump
+@each_kernel()
+def test_main_loop(arch: str, kernel: Kernel) -> None:
+    """In a step: no double precision, division or function call; 2^x once per score and, forward, per row at most."""
+    loop = main_loop(disassembly()[arch, kernel])
+    assert count(loop, "(DFMA|DMUL|DADD|F2F.*F64).*") == 0
+    assert count(loop, r"(MUFU\.(RCP|RSQ|SQRT|LG2)|I2F|F2I).*") == 0
+    assert count(loop, r"MUFU\.EX2.*") <= (36 if kernel.operation == "forward_any" else 16)
+    # A call to just behind the next instruction is how ptxas leaves some loops; a function lies outside.
+    first, last = loop[0].address, loop[-1].address
+    calls = [at for at in loop if at.name.startswith("CALL")]
+    assert [at.text for at in calls if not first <= (target(at) or 0) <= last + 16] == []
