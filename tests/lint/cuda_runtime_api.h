@@ -1,8 +1,8 @@
 // What CUDA's language and runtime give the kernels and their launches, in as few words as a host compiler needs to
 // check them: declarations where nothing runs, definitions where tests call device functions on the host.
 //
-// Stands in for the file of the same name. Used by kernels.cpp and test_cuda_host.cpp, which include it before all else,
-// as nvcc does with its own.
+// Stands in for the file of the same name. Used by test_cuda_lint.py and test_cuda_host.cpp, which include it before all
+// else, as nvcc does with its own.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -24,7 +24,7 @@ extern const dim3 threadIdx, blockIdx, blockDim, gridDim;
 void __syncthreads();
 void __syncwarp();
 
-// Aligned as in CUDA: -Wcast-align and the sanitizers then see what a vector load asks for.
+// Aligned as in CUDA: the sanitizers then see what a vector load asks for.
 struct alignas(16) float4 {
   float x, y, z, w;
 };
