@@ -41,6 +41,7 @@ def compile_rows(compiler: str, header: str, rows: str, *options: str, cuda: Pat
     return done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_no_kernel_draws_a_warning(compiler: str) -> None:
     def units(chosen: list[str], option: str) -> Iterator[tuple[str, str, str]]:
