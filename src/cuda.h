@@ -22,7 +22,7 @@ struct CudaBackwardMemory {
 };
 CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint32_t wanted);
 
-void cuda_forward(const Problem &problem, RowsView o, LseView lse, void *stream);
+void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *stream);
 void cuda_backward(const Problem &problem, const BackwardArguments &arguments, void *workspace, void *stream);
 void cuda_weights(const Problem &problem, const int64_t *rows, int64_t rows_stride, int64_t count, WeightsView weights,
                   void *stream);

@@ -2,6 +2,7 @@
 #pragma once
 #include "../cuda/configs.h"
 #include "../cuda/params.h"
+#include "plan.h"
 #include "problem.h"
 
 namespace flash {
@@ -13,6 +14,13 @@ Attention cuda_attention(const Problem &problem);
 
 // Whether the kernels with all rules of a score are needed.
 bool has_score_options(const Problem &problem);
+
+// The kernels of one call: wanted is 0 for the forward, else FLASH_DQ | .... `dbias` and `most_partial` say how the
+// gradient of a bias is cut: see cuda_bias_pieces.
+KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const ScoresView &dbias, int64_t most_partial);
+// What one of them goes over.
+Tiles cuda_query_tiles(const Problem &problem, TileShape tile);
+Tiles cuda_key_tiles(const Problem &problem, TileShape tile);
 
 // Tiles of queries (keys) of `heads` heads; none crosses a line of the block mask, whose blocks have `block` of them.
 Tiles cuda_tiles(int64_t B, int64_t heads, int64_t length, int tile_rows, int64_t block);

@@ -46,6 +46,9 @@ bool is_plain_scale(double scale) { return scale * kLog2E >= FLT_MIN && scale * 
 
 int tile_step(int rows, int64_t block) { return block == 0 ? rows : static_cast<int>(smaller(rows, block)); }
 
+int64_t warps_to_blocks(int64_t warps) { return ceil_div(warps, kPlainThreads / 32); }
+int64_t threads_to_blocks(int64_t threads) { return ceil_div(threads, kPlainThreads); }
+
 // Hands out pieces of one buffer; with base NULL it only adds up.
 float *take(char *base, size_t *used, int64_t count) {
   float *piece = base == nullptr ? nullptr : reinterpret_cast<float *>(base + *used);
@@ -144,6 +147,61 @@ CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint3
   return memory;
 }
 
+const char *name(Operation operation) {
+#define FLASH_KERNEL(header, name, head_dim, options) \
+  if (operation == Operation::name) return #name;
+#include "../cuda/instances.def"
+#undef FLASH_KERNEL
+  return "unknown operation";
+}
+
+Tiles cuda_query_tiles(const Problem &problem, TileShape tile) {
+  return cuda_tiles(problem.B, problem.Hq, problem.Lq, tile.rows, problem.blocks.block_q);
+}
+Tiles cuda_key_tiles(const Problem &problem, TileShape tile) {
+  return cuda_tiles(problem.B, problem.Hk, problem.Lk, tile.rows, problem.blocks.block_k);
+}
+
+KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const ScoresView &dbias, int64_t most_partial) {
+  const int head_dim = built_head_dim(problem.D, problem.Dv);
+  const bool has_options = has_score_options(problem);
+  KernelLaunches launches{};
+  const auto add = [&](KernelLaunch launch) {
+    if (launch.tasks > 0) launches.list[launches.count++] = launch;
+  };
+  if (wanted == 0) {
+    const TileShape tile = forward_tile(head_dim);
+    add({Operation::forward_any, head_dim, has_options, cuda_query_tiles(problem, tile).tasks, tile.threads(),
+         forward_shared_bytes(head_dim)});
+    return launches;
+  }
+  const TileShape tile = backward_tile(head_dim);
+  const auto add_gradient = [&](Operation operation, const Tiles &tiles) {
+    add({operation, head_dim, has_options, tiles.tasks, tile.threads(), backward_shared_bytes(head_dim)});
+  };
+  const auto add_plain = [&](Operation operation, int64_t tasks, int shared_bytes) {
+    add({operation, 0, false, tasks, kPlainThreads, shared_bytes});
+  };
+  add_plain(Operation::backward_prepare_any, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
+  const int before = launches.count;
+  if (wanted & (FLASH_DK | FLASH_DV)) add_gradient(Operation::backward_keys_any, cuda_key_tiles(problem, tile));
+  if (wanted & FLASH_DQ) add_gradient(Operation::backward_queries_any, cuda_query_tiles(problem, tile));
+  if (wanted & FLASH_DBIAS) {
+    const BiasPieces pieces = cuda_bias_pieces(problem, dbias, most_partial);
+    add({Operation::backward_bias_any, 0, true, pieces.own.product() * pieces.splits, bias_tile_shape().threads(),
+         bias_shared_bytes()});
+    if (pieces.splits > 1) {
+      add_plain(Operation::backward_bias_sum_any, threads_to_blocks(bias_partial_count(pieces, dbias) / pieces.splits),
+                0);
+    }
+  }
+  if (wanted & FLASH_DSINKS) {
+    add_plain(Operation::backward_sinks_any, problem.Hq, kPlainThreads * static_cast<int>(sizeof(double)));
+  }
+  if (launches.count == before) launches.count = 0;  // no gradient has elements
+  return launches;
+}
+
 Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device) {
   if (problem.dtype == DType::kFloat8) {
     fail(FLASH_UNSUPPORTED, "q: float8_e4m3fn isn't supported yet; convert to float16, bfloat16 or float32");
@@ -154,25 +212,15 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
   plan.path = "float32";
   plan.limit = problem.dtype == DType::kFloat32 ? nullptr : "the kernels for tensor cores are not part of this version";
   plan.workers = device.multiprocessors;
-  const int64_t block = problem.blocks.block_q;
-  if (wanted == 0) {
-    const TileShape tile = forward_tile(head_dim);
-    const Tiles tiles = cuda_tiles(problem.B, problem.Hq, problem.Lq, tile.rows, block);
-    plan.block_q = tiles.step, plan.block_k = tile.columns, plan.tasks = tiles.tasks;
-  } else {
-    const TileShape tile = backward_tile(head_dim);
-    const Tiles queries = cuda_tiles(problem.B, problem.Hq, problem.Lq, tile.rows, block);
-    const Tiles keys = cuda_tiles(problem.B, problem.Hk, problem.Lk, tile.rows, problem.blocks.block_k);
-    plan.block_q = queries.step, plan.block_k = tile.columns;
-    if (wanted & FLASH_DQ) plan.tasks += queries.tasks;
-    if (wanted & (FLASH_DK | FLASH_DV)) plan.tasks += keys.tasks;
-    if (wanted & FLASH_DBIAS) {
-      const BiasPieces pieces = cuda_bias_pieces(problem, problem.bias, INT64_MAX);
-      plan.tasks += pieces.own.product() * pieces.splits;
-    }
-    if (wanted & FLASH_DSINKS) plan.tasks += problem.Hq;
-    plan.shared_bytes = place_cuda_backward(nullptr, problem, wanted).bytes;
+  const TileShape tile = wanted == 0 ? forward_tile(head_dim) : backward_tile(head_dim);
+  plan.block_q = cuda_query_tiles(problem, tile).step, plan.block_k = tile.columns;
+  plan.launches = cuda_launches(problem, wanted, problem.bias, INT64_MAX);
+  for (const KernelLaunch &launch : plan.launches) {
+    const bool is_small =
+        launch.operation == Operation::backward_prepare_any || launch.operation == Operation::backward_bias_sum_any;
+    if (!is_small) plan.tasks += launch.tasks;
   }
+  if (wanted != 0) plan.shared_bytes = place_cuda_backward(nullptr, problem, wanted).bytes;
   return plan;
 }
 

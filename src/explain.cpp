@@ -239,6 +239,22 @@ std::string cuda_json() {
   return cuda.json("devices", json_list(devices)).done();
 }
 
+// By kernel, in the order in which they start.
+std::string launches_json(const Plan &plan) {
+  JsonObject launches;
+  for (const KernelLaunch &launch : plan.launches) {
+    const std::string head_dim = launch.head_dim == 0 ? "any" : std::to_string(launch.head_dim);
+    const std::string kernel =
+        text(name(launch.operation), '<', head_dim, launch.has_options ? ", options>" : ", plain>");
+    launches.json(kernel.c_str(), JsonObject{}
+                                      .number("blocks", launch.tasks)
+                                      .number("threads", launch.threads)
+                                      .number("shared_bytes", launch.shared_bytes)
+                                      .done());
+  }
+  return launches.done();
+}
+
 }  // namespace
 
 double visible_pairs(const Problem &problem) {
@@ -292,6 +308,7 @@ std::string explain_json(const Problem &problem, const Plan &plan, uint32_t want
       .json("tiles", JsonObject{}.number("block_q", plan.block_q).number("block_k", plan.block_k).done())
       .number("tasks", plan.tasks)
       .number("workers", plan.workers)
+      .json("launches", launches_json(plan))
       .number("flops", costs.flops)
       .number("visible_pairs", costs.pairs)
       .boolean("is_estimate", has_unread_values(problem))

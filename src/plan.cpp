@@ -12,11 +12,15 @@ namespace {
 // Compute capability 8.0.
 constexpr int kLeastCapability = 80;
 
+// The first of NVIDIA's driver branches (580.65 is of 580) that knows a CUDA version.
+int driver_branch(int runtime_version) { return runtime_version / 1000 <= 12 ? 525 : 580; }
+
 std::string why_no_device(const CudaFacts &facts) {
-  if (facts.driver_version == 0) return text("there is no driver: ", facts.error);
+  if (facts.driver_version == 0) return text("there is no NVIDIA driver: ", facts.error);
   if (facts.driver_version / 1000 < facts.runtime_version / 1000) {
-    return text("the driver is for CUDA ", facts.driver_version / 1000, '.', facts.driver_version % 1000 / 10,
-                ", this library needs one for ", facts.runtime_version / 1000, ".0 or later: ", facts.error);
+    return text("the NVIDIA driver is for CUDA ", facts.driver_version / 1000, '.', facts.driver_version % 1000 / 10,
+                ", this library needs one for ", facts.runtime_version / 1000, ".0, which is driver ",
+                driver_branch(facts.runtime_version), " or later: ", facts.error);
   }
   return facts.error.empty() ? "there is none" : facts.error;
 }

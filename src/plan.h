@@ -13,6 +13,39 @@ namespace flash {
 // Scratch memory starts at the first multiple of this in the caller's workspace; the size asked for includes the slack.
 constexpr size_t kWorkspaceAlignment = 64;
 
+// The operations of cuda/instances.def, in no order that matters.
+enum class Operation : uint8_t {
+  forward_any,
+  backward_keys_any,
+  backward_queries_any,
+  backward_bias_any,
+  backward_prepare_any,
+  backward_bias_sum_any,
+  backward_sinks_any,
+  weights_any,
+  merge_any,
+  dropout_mask_any
+};
+// "forward_any", ...
+const char *name(Operation operation);
+
+// A start of a CUDA kernel: which row of cuda/instances.def, and with what.
+struct KernelLaunch {
+  Operation operation;
+  int head_dim;               // 0: any
+  bool has_options;           // of scores
+  int64_t tasks;              // blocks of threads; where a grid can't have so many, they stride over the tasks
+  int threads, shared_bytes;  // of a block
+};
+// Those of one call, in the order in which they start. None is there that has nothing to do.
+struct KernelLaunches {
+  static constexpr int kMost = 6;
+  int count;
+  KernelLaunch list[kMost];
+  const KernelLaunch *begin() const { return list; }
+  const KernelLaunch *end() const { return list + count; }
+};
+
 struct Plan {
   const char *kernel;        // "forward_cpu", "backward_cpu", "forward_any" or "backward_any" (CUDA)
   const char *path;          // instruction set: "avx512bf16", "avx512", "avx2", "plain"; on CUDA the arithmetic
@@ -22,6 +55,7 @@ struct Plan {
   int workers;               // most threads that can be of use; on CUDA the multiprocessors
   size_t shared_bytes;       // scratch that all workers share
   size_t worker_bytes;       // scratch of each worker
+  KernelLaunches launches;   // on CUDA
 };
 
 // The bytes to ask the caller for, slack for any alignment included.

@@ -72,7 +72,8 @@ def explain(
     Explanation
         A mapping that prints as a table. FLOPs come from the exact number of visible pairs (an element mask isn't
         counted), bytes as if every element that is needed moved once; `standard_bytes` is what standard attention moves
-        besides, for the matrices of scores and probabilities.
+        besides, for the matrices of scores and probabilities. `launches` holds the CUDA kernels that would start, with
+        their blocks, the threads and the shared memory of a block; on the CPU it is empty.
 
     Raises
     ------
@@ -124,7 +125,7 @@ def table(facts: Mapping[str, Any], indent: str = "") -> str:
     width = max((len(name) for name in facts), default=0)
     lines = []
     for name, value in facts.items():
-        title = name.replace("_", " ")
+        title = name.replace("_", " ") if name.isidentifier() else name  # a kernel's name stays as it is
         if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             for number, item in enumerate(value):
                 lines += [f"{indent}{title} {number}", table(item, indent + "  ")]
@@ -141,7 +142,7 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_value(key, item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_value(key, item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(_value(name, item) for item in value) or "none"
     if name == "bytes" or "bytes" in name.split("_"):
