@@ -27,15 +27,16 @@ cudaError_t finished(cudaError_t error) {
   return error;
 }
 
-// What every call finds out first.
-cudaError_t availability() {
+// What every call finds out first. It is counted under the name of the function that asks.
+cudaError_t availability(const char *function = __builtin_FUNCTION()) {
+  Device::get().count_call(function);
   if (machine().driver_version < 13000) return cudaErrorInsufficientDriver;
   return machine().devices.empty() ? cudaErrorNoDevice : cudaSuccess;
 }
 
 template <class Action>
-cudaError_t on_device(const Action &action) {
-  const cudaError_t error = availability();
+cudaError_t on_device(const Action &action, const char *function = __builtin_FUNCTION()) {
+  const cudaError_t error = availability(function);
   return finished(error == cudaSuccess ? action() : error);
 }
 
@@ -56,7 +57,7 @@ Dim3 dimensions(dim3 d) { return {d.x, d.y, d.z}; }
 
 cudaError_t launch(const void *stub, dim3 grid, dim3 block, void **arguments, size_t shared_bytes,
                    cudaStream_t stream) {
-  return on_device([&] {
+  const auto action = [&] {
     Device &device = Device::get();
     if (!device.has_kernel(stub)) return cudaErrorInvalidDeviceFunction;
     if (capability(current_device) < kLeastCapability) return cudaErrorNoKernelImageForDevice;
@@ -69,7 +70,8 @@ cudaError_t launch(const void *stub, dim3 grid, dim3 block, void **arguments, si
       failure = error.what();
       return cudaErrorLaunchFailure;
     }
-  });
+  };
+  return on_device(action, "cudaLaunchKernel");
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "device.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #include <utility>
@@ -136,6 +137,7 @@ void Device::launch(const void *stub, int device, Dim3 grid, Dim3 block, size_t 
   const Symbol symbol = kernels_.at(stub);
   const Module module = faulty_ && faulty_kernel_ == symbol.name ? *faulty_ : parsed(*symbol.image);
   Options options = options_;
+  if (most_blocks_ != 0) grid.x = std::min(grid.x, most_blocks_);
   lock.unlock();
   options.shared_limit_bytes = shared_limit_bytes(machine().devices.at(static_cast<size_t>(device)));
 
@@ -154,6 +156,11 @@ Options Device::options() const {
 void Device::set_options(const Options &options) {
   const std::lock_guard lock(mutex_);
   options_ = options;
+}
+
+void Device::set_most_blocks(uint32_t blocks) {
+  const std::lock_guard lock(mutex_);
+  most_blocks_ = blocks;
 }
 
 void Device::plant(const std::optional<PlantedFault> &fault) {
@@ -180,6 +187,16 @@ void Device::plant_text(const std::string &kernel, const std::string &ptx) {
   faulty_.reset();
   faulty_ = load_module(ptx);
   faulty_kernel_ = kernel;
+}
+
+void Device::count_call(const char *function) {
+  const std::lock_guard lock(mutex_);
+  ++calls_[function];
+}
+
+std::map<std::string, uint64_t> Device::take_calls() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(calls_, {});
 }
 
 std::vector<LaunchRecord> Device::take_records() {

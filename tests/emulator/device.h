@@ -75,10 +75,16 @@ class Device {
   // The options of all launches to come.
   Options options() const;
   void set_options(const Options &options);
+  // Launches to come get at most so many blocks along x, 0 = as many as they ask for. Right for kernels that stride over
+  // their tasks: each block then has several.
+  void set_most_blocks(uint32_t blocks);
   // Replaces the fault planted before, if any; nullopt = none. Throws ParseError if the text is no instruction.
   void plant(const std::optional<PlantedFault> &fault);
   // The same with all of the module's text, of which only this kernel is used.
   void plant_text(const std::string &kernel, const std::string &ptx);
+  // How often each function of the runtime that needs the driver was called, since the last call of take_calls.
+  void count_call(const char *function);
+  std::map<std::string, uint64_t> take_calls();
   // Records of launches since the last call; at most the last kMostRecords.
   std::vector<LaunchRecord> take_records();
 
@@ -103,6 +109,8 @@ class Device {
   std::optional<Module> faulty_;
   std::string faulty_kernel_;
   Options options_;
+  uint32_t most_blocks_ = 0;
+  std::map<std::string, uint64_t> calls_;
   std::vector<LaunchRecord> records_;
 };
 

@@ -94,7 +94,7 @@ void emulated_set_options(int order, int copies, uint64_t seed, uint64_t most_in
   options.uninitialised = (checks & 2) != 0;
   options.traffic = (checks & 4) != 0;
   options.executed_lines = (checks & 8) != 0;
-  if ((checks & 16) != 0) options.max_instructions = 1, options.collect = true;
+  options.run = (checks & 16) == 0;
   Device::get().set_options(options);
 }
 
@@ -126,6 +126,16 @@ const char *emulated_plant(const char *kernel, int ptx_line, const char *text) {
     return emulator::answered(error.what());
   }
 }
+
+const char *emulated_calls(void) {
+  std::string json;
+  for (const auto &[name, count] : Device::get().take_calls()) {
+    json += (json.empty() ? "{" : ",") + emulator::quoted(name) + ":" + emulator::number(count);
+  }
+  return emulator::answered(json.empty() ? "{}" : json + "}");
+}
+
+int emulated_set_device(int id) { return cudaSetDevice(id) == cudaSuccess ? 1 : 0; }
 
 int emulated_current_device(void) {
   int id = -1;

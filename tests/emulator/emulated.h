@@ -36,6 +36,11 @@ const char *emulated_faults(const char *kernel);
 // not.
 const char *emulated_seed(const char *kernel, size_t position);
 
+// How often each function of the CUDA runtime was called since the last call, as a JSON object.
+const char *emulated_calls(void);
+
+// Makes a device the calling thread's current one, as cudaSetDevice does; 0 if there is none of this number.
+int emulated_set_device(int id);
 // The calling thread's current device, as cudaGetDevice says.
 int emulated_current_device(void);
 

@@ -211,6 +211,7 @@ Stats launch(const Module &module, Memory &memory, std::string_view name, Dim3 g
                                   ? kernel.static_shared_bytes
                                   : (fixed + align - 1) / align * align - kSharedStart + dynamic_shared_bytes;
   check_launch(kernel, grid, block, shared_bytes, options);
+  if (!options.run) return {};
 
   Run run(kernel, options, grid, block, shared_bytes, BufferTable(memory, module.impl()));
   run.parameters.resize(kernel.parameter_bytes + sizeof(uint64_t) * 2);

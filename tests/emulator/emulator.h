@@ -183,6 +183,7 @@ struct Options {
   bool uninitialised = true;           // kUninitialised
   bool traffic = true;                 // Stats::buffers, sectors and bank conflicts
   bool executed_lines = false;         // Stats::executed_lines
+  bool run = true;                     // else the launch is checked, and nothing more
   bool collect = false;                // put reports into Stats instead of throwing the first; the launch goes on
   size_t max_reports = 100;            // different ones; later ones are dropped
   uint64_t max_instructions = 0;       // of all warps together; 0 = no limit
