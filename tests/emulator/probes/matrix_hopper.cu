@@ -38,8 +38,12 @@ __device__ void begin() {
   __syncthreads();
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-__device__ void finish() {
+// Nothing may read the accumulators before; nor may the compiler move a copy of them here.
+template <int count>
+__device__ void finish(uint32_t (&d)[count]) {
   asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (uint32_t &x : d) asm volatile("" : "+r"(x)::"memory");
 }
 
 __device__ uint32_t shared_address(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
@@ -57,17 +61,15 @@ template <int transposed>
 __global__ void describe_a(const uint32_t *in, uint32_t *out) {
   const uint32_t shared = shared_address(filled()), *c = in + 5 * blockIdx.x;
   const uint64_t a = descriptor(shared + c[0], c[1], c[2], c[3], c[4]), b = descriptor(shared + kPlain, 128, 128, 0, 0);
-  uint32_t d0 = 0, d1 = 0;
+  uint32_t d[2] = {};
   begin();
   asm volatile(
-      "{ .reg .pred p; setp.ne.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {%0, %1}, %2, %3, p, 1, "
-      "1, %4, 0; }"
-      : "+r"(d0), "+r"(d1)
+      "{ .reg .pred p; setp.ne.u32 p, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {%0, %1}, %2, %3, p, 1, 1, %4, 0; }"
+      : "+r"(d[0]), "+r"(d[1])
       : "l"(a), "l"(b), "n"(transposed));
-  finish();
-  uint32_t *d = out + 256 * blockIdx.x + 2 * threadIdx.x;
-  d[0] = d0;
-  d[1] = d1;
+  finish(d);
+  for (int k = 0; k < 2; ++k) out[256 * blockIdx.x + 2 * threadIdx.x + k] = d[k];
 }
 
 // B by the case, N = 128; A 64 x 16, K-major: 8x8 matrices 128 bytes apart along k, 256 along m. Rows 0 to 3 of D:
@@ -79,8 +81,9 @@ __global__ void describe_b(const uint32_t *in, uint32_t *out) {
   uint32_t d[32] = {};
   begin();
   asm volatile(
-      "{ .reg .pred p; setp.ne.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f16.f16.f16 {%0, %1, %2, %3, %4, "
-      "%5, %6, %7, %8, %9, %10, %11, %12, %13, "
+      "{ .reg .pred p; setp.ne.u32 p, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f16.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+      "%13, "
       "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, "
       "0, "
       "%34; }"
@@ -89,7 +92,7 @@ __global__ void describe_b(const uint32_t *in, uint32_t *out) {
         "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]),
         "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])
       : "l"(a), "l"(b), "n"(transposed));
-  finish();
+  finish(d);
   if (threadIdx.x >= 16) return;
 #pragma unroll
   for (int k = 0; k < 16; ++k) out[256 * blockIdx.x + 16 * threadIdx.x + k] = d[2 * k];
@@ -104,24 +107,24 @@ __global__ void sums(const uint32_t *in, uint32_t *out) {
   if (threadIdx.x < 64) tile[threadIdx.x] = in[8 * threads + 64 * blockIdx.x + threadIdx.x];
   const uint64_t b = descriptor(shared_address(tile), 128, 128, 0, 0);
   uint32_t a[4];
-  float d[4];
+  uint32_t d[4];  // f32
   for (int k = 0; k < 4; ++k) {
     a[k] = in[k * threads + thread];
-    d[k] = __uint_as_float(in[(4 + k) * threads + thread]);
+    d[k] = in[(4 + k) * threads + thread];
   }
   begin();
 #define WGMMA(types, scale_d, scale_a)                                                                        \
   asm volatile("{ .reg .pred p; setp.ne.u32 p, " scale_d ", 0;\nwgmma.mma_async.sync.aligned.m64n8k16." types \
                " {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, " scale_a ", 1, 0; }"                             \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                               \
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                               \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
   if constexpr (sum == Sum::kF16) WGMMA("f32.f16.f16", "1", "1");
   if constexpr (sum == Sum::kBf16) WGMMA("f32.bf16.bf16", "1", "1");
   if constexpr (sum == Sum::kF16Negated) WGMMA("f32.f16.f16", "1", "-1");
   if constexpr (sum == Sum::kF16Fresh) WGMMA("f32.f16.f16", "0", "1");
 #undef WGMMA
-  finish();
-  for (int k = 0; k < 4; ++k) out[k * threads + thread] = __float_as_uint(d[k]);
+  finish(d);
+  for (int k = 0; k < 4; ++k) out[k * threads + thread] = d[k];
 }
 
 // ---- Host
