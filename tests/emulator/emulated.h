@@ -35,10 +35,17 @@ const char *emulated_faults(const char *kernel);
 // Plants the fault of this position in that list, until the next call of this or of emulated_plant. Returns NULL, or why
 // not.
 const char *emulated_seed(const char *kernel, size_t position);
+// Launches to come get at most so many blocks along x, 0 = as many as they ask for: for kernels that stride over tasks.
+void emulated_set_most_blocks(unsigned blocks);
 
 // How often each function of the CUDA runtime was called since the last call, as a JSON object.
 const char *emulated_calls(void);
 
+// The error that cudaPeekAtLastError would give the calling thread, 0 = none.
+int emulated_last_error(void);
+
+// How many devices the machine pretends to have.
+int emulated_devices(void);
 // Makes a device the calling thread's current one, as cudaSetDevice does; 0 if there is none of this number.
 int emulated_set_device(int id);
 // The calling thread's current device, as cudaGetDevice says.

@@ -56,6 +56,8 @@ const char *emulated_faults(const char *kernel) {
   }
 }
 
+void emulated_set_most_blocks(unsigned blocks) { emulator::Device::get().set_most_blocks(blocks); }
+
 const char *emulated_seed(const char *kernel, size_t position) {
   try {
     const emulator::Seeds &seeds = emulator::seeds_of(kernel);

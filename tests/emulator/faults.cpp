@@ -129,6 +129,7 @@ class Finder {
 
   std::vector<SeededFault> run() {
     find_decisions();
+    find_float_bits();
     for (size_t n = 0; n < kernel_.statements.size(); ++n) {
       const Statement &s = kernel_.statements[n];
       synchronisation(s);
@@ -241,8 +242,37 @@ class Finder {
     return text;
   }
 
+  // Bits of a float, taken apart as integers: what functions of the math library do inside.
+  void find_float_bits() {
+    const auto is_float = [](const std::string &name) { return name.substr(0, 2) == "%f"; };
+    for (bool found = true; found;) {
+      found = false;
+      for (const Statement &s : kernel_.statements) {
+        const bool copies = s.is("mov") && s.operands.size() == 2;
+        const bool computes = s.is("and") || s.is("add") || s.is("sub") || s.is("shl") || s.is("shr");
+        if ((!copies && !computes) || s.operands[0].registers.size() != 1 || s.operands[1].registers.size() != 1)
+          continue;
+        const std::string &to = s.operands[0].registers[0], &from = s.operands[1].registers[0];
+        if (!is_float(to) && (is_float(from) || float_bits_.count(from) != 0)) found |= float_bits_.insert(to).second;
+      }
+    }
+  }
+
+  // Whether the high halves of both operands of a 64-bit division are 0: it then takes a shorter way to the same result.
+  bool chooses_division(const Statement &s) const {
+    if (s.operands[2].text != "0" || s.operands[1].registers.size() != 1) return false;
+    const auto writers = flow_.writers.find(s.operands[1].registers[0]);
+    if (writers == flow_.writers.end()) return false;
+    return std::any_of(writers->second.begin(), writers->second.end(), [&](size_t n) {
+      const Statement &other = kernel_.statements[n];
+      return other.is("and") && other.operands.size() == 3 && other.operands[2].text == "-4294967296";
+    });
+  }
+
   void predicate(const Statement &s) {
-    if (!s.is("setp") || s.operands.size() < 3) return;
+    if (!s.is("setp") || s.operands.size() < 3 || chooses_division(s)) return;
+    for (const std::string &name : s.operands[1].registers)
+      if (float_bits_.count(name) != 0) return;
     const bool is_float = s.has("f32") || s.has("f64") || s.has("f16") || s.has("f16x2") || s.has("bf16");
     const std::set<std::string> &wanted = is_float ? guards_ : choices_;
     const auto &names = s.operands[0].registers;
@@ -315,6 +345,7 @@ class Finder {
               edited(s, o, std::string(o.text) + "+" + std::to_string(*unit)));
         continue;
       }
+      if (s.is("shr") && k == 2 && (*value == 31 || *value == 63)) continue;  // a sign
       const bool is_mask = s.is("and") || s.is("or") || s.is("xor"), is_shift = (s.is("shl") || s.is("shr")) && k == 2;
       const int64_t by = is_shift || s.is("bfe") || s.is("bfi") || s.is("shf") ? 1 : *unit;
       const std::string opcode(s.opcode.substr(0, s.opcode.find('.')));
@@ -329,6 +360,7 @@ class Finder {
   Flow flow_;
   std::unordered_map<int, Line> lines_;     // by PTX line
   std::set<std::string> guards_, choices_;  // predicates that decide what runs; all that decide anything
+  std::set<std::string> float_bits_;        // registers
   std::vector<SeededFault> faults_;
 };
 

@@ -14,8 +14,9 @@
 //   step             what a loop adds to a register on each turn, doubled
 //
 // They are found in the text alone, by what an opcode is and by which registers reach an address, so a new kernel needs
-// nothing. Left alone are parameters and local memory, whose layout is the compiler's, and comparisons of floats that
-// only choose between two values: these are arithmetic.
+// nothing. Left alone is what the compiler makes up: where parameters and local memory lie, the sign of a number that is
+// divided, and the question whether a 64-bit division may be done in 32 bits. So are comparisons of floats that
+// only choose between two values or look into the bits of one: these are arithmetic.
 #pragma once
 #include <string>
 #include <string_view>
