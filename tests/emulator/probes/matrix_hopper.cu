@@ -1,6 +1,6 @@
 // wgmma: what each mode of a descriptor reads, and how sums are rounded.
 //
-// Descriptors. Shared memory holds f16 integers of [-4, 4], a fixed function of the place (placed below), so D tells
+// Descriptors. Shared memory holds +-1 to 4 in f16, a fixed function of the place (placed below), so D tells
 // which 16 bytes were read: it is exact. One operand is described by the words of the case, the other lies without
 // swizzle at kPlain. A case is one block: start, LBO and SBO in bytes, base offset, swizzle (0 none, 1 128, 2 64, 3 32
 // bytes). The lists hold the canonical layouts of CUTLASS's mma_sm90_desc.hpp, other strides, steps along k and starts
@@ -18,12 +18,12 @@ namespace probes {
 namespace {
 
 constexpr int kPlain = 48 * 1024, kSharedBytes = 56 * 1024;
+constexpr int kCaseWords = 64;  // of D that are kept, two elements each
 
 // The f16 bits of element i of shared memory.
 __device__ uint32_t placed(uint32_t i) {
-  const int value = static_cast<int>((i * 2654435761u >> 16) % 9) - 4;
-  const uint32_t magnitudes[] = {0x0000, 0x3c00, 0x4000, 0x4200, 0x4400};  // 0 to 4
-  return magnitudes[value < 0 ? -value : value] | (value < 0 ? 0x8000 : 0);
+  const uint32_t random = i * 2654435761u >> 16, magnitudes[] = {0x3c00, 0x4000, 0x4200, 0x4400};  // 1 to 4
+  return magnitudes[random % 4] | (random & 4) << 13;
 }
 
 // Addresses and strides in bytes.
@@ -56,7 +56,8 @@ __device__ uint8_t *filled() {
   return shared;
 }
 
-// A by the case, M = 64; B 16 x 8, K-major: two 8x8 matrices 128 bytes apart. All of D: out[2 thread + register].
+// A by the case, M = 64; B 16 x 8, K-major: two 8x8 matrices 128 bytes apart. Columns 0 and 1 of D:
+// out[2 (thread / 4) + register].
 template <int transposed>
 __global__ void describe_a(const uint32_t *in, uint32_t *out) {
   const uint32_t shared = shared_address(filled()), *c = in + 5 * blockIdx.x;
@@ -69,11 +70,12 @@ __global__ void describe_a(const uint32_t *in, uint32_t *out) {
       : "+r"(d[0]), "+r"(d[1])
       : "l"(a), "l"(b), "n"(transposed));
   finish(d);
-  for (int k = 0; k < 2; ++k) out[256 * blockIdx.x + 2 * threadIdx.x + k] = d[k];
+  if (threadIdx.x % 4 != 0) return;
+  for (int k = 0; k < 2; ++k) out[kCaseWords * blockIdx.x + threadIdx.x / 2 + k] = d[k];
 }
 
-// B by the case, N = 128; A 64 x 16, K-major: 8x8 matrices 128 bytes apart along k, 256 along m. Rows 0 to 3 of D:
-// out[16 lane + n / 8] for lanes 0 to 15.
+// B by the case, N = 128; A 64 x 16, K-major: 8x8 matrices 128 bytes apart along k, 256 along m. Row 0 of D:
+// out[16 lane + n / 8] for lanes 0 to 3.
 template <int transposed>
 __global__ void describe_b(const uint32_t *in, uint32_t *out) {
   const uint32_t shared = shared_address(filled()), *c = in + 5 * blockIdx.x;
@@ -93,9 +95,9 @@ __global__ void describe_b(const uint32_t *in, uint32_t *out) {
         "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])
       : "l"(a), "l"(b), "n"(transposed));
   finish(d);
-  if (threadIdx.x >= 16) return;
+  if (threadIdx.x >= 4) return;
 #pragma unroll
-  for (int k = 0; k < 16; ++k) out[256 * blockIdx.x + 16 * threadIdx.x + k] = d[2 * k];
+  for (int k = 0; k < 16; ++k) out[kCaseWords * blockIdx.x + 16 * threadIdx.x + k] = d[2 * k];
 }
 
 // in: a[4][threads], c[4][threads], b[64][blocks]: B 16 x 8, K-major: element (k, n) is half 64 (k / 8) + 8 n + k % 8.
@@ -149,7 +151,7 @@ Probe describe(const char *name, const char *text, void (*kernel)(const uint32_t
     for (size_t i = 0; i < count; ++i) {
       for (size_t k = 0; k < 5; ++k) in.push_back(columns.at(k).words.at(i));
     }
-    const Words device_in(in), device_out(256 * count);
+    const Words device_in(in), device_out(kCaseWords * count);
     expect(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "shared memory");
     kernel<<<static_cast<unsigned>(count), 128, kSharedBytes>>>(device_in.data(), device_out.data());
     expect(cudaGetLastError(), "launch");
