@@ -1,12 +1,13 @@
 // wgmma: what each mode of a descriptor reads, and how sums are rounded.
 //
-// Descriptors. Shared memory holds +-1 to 4 in f16, a fixed function of the place (placed below), so D tells
-// which 16 bytes were read: it is exact. One operand is described by the words of the case, the other lies without
-// swizzle at kPlain. A case is one block: start, LBO and SBO in bytes, base offset, swizzle (0 none, 1 128, 2 64, 3 32
-// bytes). The lists hold the canonical layouts of CUTLASS's mma_sm90_desc.hpp, other strides, steps along k and starts
-// that aren't a multiple of the pattern.
+// Descriptors. Shared memory holds +-1 to 4 in f16, a fixed function of the place (placed below), so D, which is exact,
+// tells which elements were read. One operand is described by the words of the case, the other lies without swizzle at
+// kPlain. A case is one block: start, LBO and SBO in bytes, base offset, swizzle (0 none, 1 128, 2 64, 3 32 bytes). The
+// lists hold the canonical layouts of CUTLASS's mma_sm90_desc.hpp, other strides, steps along k and starts that aren't a
+// multiple of the pattern.
 //
-// Sums. A comes from registers, B lies without swizzle in shared memory; scenarios are those of mma in lanes.def.
+// Sums. A comes from registers, B lies without swizzle in shared memory. The first block has terms of many sizes, the
+// second a few large ones beside small ones: how many bits are kept, and whether they are rounded or cut off.
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -22,7 +23,10 @@ constexpr int kCaseWords = 64;  // of D that are kept, two elements each
 
 // The f16 bits of element i of shared memory.
 __device__ uint32_t placed(uint32_t i) {
-  const uint32_t random = i * 2654435761u >> 16, magnitudes[] = {0x3c00, 0x4000, 0x4200, 0x4400};  // 1 to 4
+  uint32_t random = (i + 1) * 2654435761u;
+  random = (random ^ random >> 15) * 2246822519u;
+  random ^= random >> 13;
+  const uint32_t magnitudes[] = {0x3c00, 0x4000, 0x4200, 0x4400};  // 1 to 4
   return magnitudes[random % 4] | (random & 4) << 13;
 }
 
