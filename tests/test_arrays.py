@@ -527,7 +527,7 @@ class FakeCupyArray:
 
     def __init__(self, x, device):
         self.x, self.device = x, device
-        self.data = SimpleNamespace(ptr=x.__array_interface__["data"][0])
+        self.data = SimpleNamespace(ptr=x.__array_interface__["data"][0], device_id=device.id)
         self.shape, self.strides, self.dtype, self.ndim = x.shape, x.strides, x.dtype, x.ndim
 
     def __dlpack__(self, **options):

@@ -107,6 +107,9 @@ class Kind:
         """The result that the caller gets, for what `empty` gave."""
         return buffer
 
+    def settle(self, like: Array) -> None:
+        """After a call on CUDA that gives no result of `finish`: before its arguments are let go."""
+
     def scalar(self, like: Array, value: float) -> Array:
         """A float32 array of shape () on like's (CUDA) device."""
         return self.put(np.array(value, np.float32), like)
@@ -160,21 +163,31 @@ class _CuPy(Kind):
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
+        self._current_stream = cupy.cuda.get_current_stream
+        self._codes: dict[Any, tuple[int, int] | None] = {}  # by dtype, whose name takes a microsecond
 
     def device(self, x: Array) -> tuple[int, int]:
-        return CUDA, x.device.id
+        return CUDA, x.data.device_id
 
     def stream(self, x: Array) -> int:
-        return int(self._cupy.cuda.get_current_stream(x.device.id).ptr)
+        return int(self._current_stream(x.data.device_id).ptr)
 
     def read(self, x: Array, argument: str, call: Call) -> int:
         if call.kind is not self:
-            return borrow(x, argument, call)
-        code = CODES.get(x.dtype.name)
-        size = x.dtype.itemsize
-        if code is None or x.ndim > MAX_AXES or any(stride % size for stride in x.strides):
-            return borrow(x, argument, call)  # whose message says what is wrong
-        return call.write_tensor(x.data.ptr, (CUDA, x.device.id), code, x.shape, [s // size for s in x.strides])
+            with x.device:  # CuPy orders the current device's streams
+                return borrow(x, argument, call)
+        dtype, data, shape, strides = x.dtype, x.data, x.shape, x.strides
+        code = self._codes.get(dtype) or self._code(dtype)
+        if code is not None and len(shape) <= MAX_AXES:
+            size = code[1] >> 3
+            steps = [stride // size for stride in strides]
+            if sum(steps) * size == sum(strides):  # no stride leaves a remainder, which would be positive
+                return call.write_tensor(data.ptr, (CUDA, data.device_id), code, shape, steps)
+        return borrow(x, argument, call)  # whose message says what is wrong
+
+    def _code(self, dtype: np.dtype[Any]) -> tuple[int, int] | None:
+        code = self._codes[dtype] = CODES.get(dtype.name)
+        return code
 
     def is_writable(self, x: Array, call: Call) -> bool:
         return True
@@ -226,8 +239,9 @@ class _PyTorch(Kind):
             raise FlashTypeError(
                 f"{argument}: is a PyTorch view that stands for the negative of its memory; use .resolve_neg()"
             )
-        if call.stream is not None and call.kind is not self:
-            return borrow(x, argument, call)
+        if call.stream is not None and call.kind is not self and x.is_cuda:
+            with self._torch.cuda.device(x.device):  # PyTorch orders the current device's streams, and refuses others
+                return borrow(x, argument, call)
         try:
             capsule = self._capsule(x)
         except Exception as error:
@@ -260,7 +274,9 @@ class _Jax(Kind):
     """JAX arrays. They are immutable, so results are computed into memory that becomes an array afterwards.
 
     On the CPU that is NumPy memory, aligned as JAX wants it to import it without a copy. On CUDA it is a fresh array
-    that nobody else has seen, imported once more after the kernel, which makes it depend on the kernel's stream.
+    that nobody else has seen, imported once more after the kernel, which makes it depend on the kernel's stream. JAX
+    itself works on another one, where it might hand out the memory of arguments and workspace again while the kernel
+    still uses it: so the call waits.
     """
 
     name = "JAX"
@@ -290,8 +306,13 @@ class _Jax(Kind):
 
     def finish(self, buffer: Array, like: Array) -> Array:
         result = self._jax.dlpack.from_dlpack(_Export(buffer))
+        if not isinstance(buffer, np.ndarray):
+            result.block_until_ready()
         # DLPack can't tell apart the devices that XLA makes of one CPU.
         return result if result.devices() == like.devices() else self._jax.device_put(result, like.sharding)
+
+    def settle(self, like: Array) -> None:
+        self.finish(self.empty(like, (), "float32"), like)
 
     def put(self, x: np.ndarray[Any, Any], like: Array) -> Array:
         return self._jax.device_put(x, like.sharding).block_until_ready()

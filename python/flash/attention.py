@@ -104,7 +104,8 @@ def attention(
     q_scale, k_scale, v_scale : float, or float32 array of shape () or N + (Hk,), optional
         float8 only: the factor that turns the stored number into the real one.
     out : array, N + (Lq, Hq, Dv), optional
-        Where the result goes, in q's dtype (bfloat16, float16 or float32 for float8). It may not overlap the inputs.
+        Where the result goes, in q's dtype (bfloat16, float16 or float32 for float8). It may not overlap the inputs. On
+        CUDA an array of another library than q's is ready when q's library's stream has come so far.
     workspace : uint8 array, optional
         Scratch memory of `workspace_bytes` bytes. Default: memory of q's library.
     return_lse : bool
@@ -133,8 +134,9 @@ def attention(
     -----
     Dao et al., "FlashAttention", arXiv:2205.14135, Algorithm 1, in the loop order of Dao, "FlashAttention-2",
     arXiv:2307.08691, Algorithm 1. On the CPU it runs on as many OpenMP threads as ``omp_get_max_threads()`` says and
-    gives the same bits whatever that number. On CUDA the work is enqueued on q's library's current stream; nothing
-    waits for it, except that with JAX arrays the call may wait for the memory of its result.
+    gives the same bits whatever that number. On CUDA the work is enqueued on q's library's current stream, which waits
+    for what other libraries have enqueued to make their arrays; the call itself waits for nothing, except with JAX
+    arrays for its results.
 
     A row that sees no key gives o = 0 and lse = -inf (the sink, where there is one).
 
@@ -150,10 +152,12 @@ def attention(
             call, q, k, v, False, scale, causal, window, q_offset, q_lens, kv_lens, mask, bias, alibi_slopes, softcap,
             sinks, block_mask, dropout, seed, q_scale, k_scale, v_scale,
         )  # fmt: skip
-        check(_forward_workspace(problem, call.size))
-
-        *N, Lq, Hq, _ = shape_of(problem.q)
-        dtype = dtype_of(problem.q)
+        makes_arrays = out is None or return_lse
+        if makes_arrays or workspace is None:  # else `_forward` checks in time
+            check(_forward_workspace(problem, call.size))
+        if makes_arrays:
+            *N, Lq, Hq, _ = shape_of(problem.q)
+            dtype = dtype_of(problem.q)
         if out is None:
             o = call.empty((*N, Lq, Hq, _last_extent(problem.v)), "bfloat16" if dtype == "float8_e4m3fn" else None)
             o_pointer = tensor_at(call.read(o, "o"))
@@ -166,8 +170,11 @@ def attention(
 
         scratch = call.workspace(workspace, call.size[0])
         check(_forward(problem, o_pointer, lse_pointer, *scratch, call.stream_pointer()), ("o", "out"))
-        result = call.finish(o) if out is None else out
-        return (result, call.finish(lse)) if return_lse else result
+        if out is None:
+            out = call.finish(o)
+        elif not return_lse:
+            call.settle()
+        return (out, call.finish(lse)) if return_lse else out
 
 
 def attention_backward(

@@ -60,7 +60,9 @@ def place_of(array: Array) -> tuple[Hashable, Callable[[Array], Array]]:
 
         def put(x: Array) -> Array:
             with array.device:
-                return cupy.asarray(x)
+                copy = cupy.asarray(x)
+                cupy.cuda.get_current_stream().synchronize()  # the mask keeps it, for calls on other streams too
+            return copy
 
         return ("cupy", array.device.id), put
     if jax is not None and isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
