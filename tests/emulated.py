@@ -12,8 +12,10 @@ import ctypes
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -37,15 +39,20 @@ def _open() -> Any:
     lib.emulated_set_options.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint]
     lib.emulated_plant.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p]
     lib.emulated_seed.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-    for name in ("launches", "kernels", "ptx", "plant", "faults", "seed"):
+    for name in ("launches", "calls", "kernels", "ptx", "plant", "faults", "seed"):
         getattr(lib, f"emulated_{name}").restype = ctypes.c_char_p
     return lib
 
 
 lib = _open()
-
+_options = (FORWARD, LATE, 0, 0, CHECKS)  # of launches now
 
 # ---- The device ------------------------------------------------------------------------------------------------------
+
+
+def calls() -> dict[str, int]:
+    """How often each function of the CUDA runtime was called since the last call."""
+    return json.loads(lib.emulated_calls())
 
 
 def launches() -> list[dict[str, Any]]:
@@ -57,21 +64,25 @@ def launches() -> list[dict[str, Any]]:
 def running(
     order: int = FORWARD, copies: int = LATE, seed: int = 0, most_instructions: int = 0, checks: int = CHECKS
 ) -> Iterator[None]:
-    """Launches inside run like this."""
-    lib.emulated_set_options(order, copies, seed, most_instructions, checks)
+    """Launches inside run like this, and those after it as before."""
+    global _options
+    before, _options = _options, (order, copies, seed, most_instructions, checks)
+    lib.emulated_set_options(*_options)
     try:
         yield
     finally:
-        lib.emulated_set_options(FORWARD, LATE, 0, 0, CHECKS)
+        _options = before
+        lib.emulated_set_options(*_options)
 
 
 # ---- Arrays ----------------------------------------------------------------------------------------------------------
 
 
 class Memory:
-    """A piece of device memory, NaN at first. Its address is valid on the host too."""
+    """A piece of device memory, NaN at first (zero from 1 GiB on). Its address is valid on the host too."""
 
     def __init__(self, bytes_: int, name: str) -> None:
+        self.bytes, self.device = bytes_, Device().id
         self.address = lib.emulated_allocate(bytes_, name.encode())
         if self.address is None:
             raise MemoryError(f"{bytes_} bytes on the emulated device")
@@ -81,44 +92,86 @@ class Memory:
 
 
 class Device:
-    """The emulated device of a number; `with` makes it the current one of this module."""
+    """The emulated device of a number, or the current one; `with` makes it the calling thread's current one."""
 
-    current = 0
+    def __init__(self, number: int | None = None) -> None:
+        self.id = lib.emulated_current_device() if number is None else number
 
-    def __init__(self, number: int) -> None:
-        self.id = number
+    def use(self) -> None:
+        assert lib.emulated_set_device(self.id)
 
     def __enter__(self) -> Device:
-        self._before, Device.current = Device.current, self.id
+        self._before = Device()
+        self.use()
         return self
 
     def __exit__(self, *_: object) -> None:
-        Device.current = self._before
+        self._before.use()
+
+
+class Stream:
+    """A stream of the current device; `with` makes it the device's current one, for the calling thread."""
+
+    _numbers = count(0x5EED)
+    _current = threading.local()  # of_0, of_1: by device
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.ptr, self._before = 0 if null else next(self._numbers), []
+
+    def __enter__(self) -> Stream:
+        device = Device().id
+        self._before.append((device, get_current_stream(device)))
+        setattr(self._current, f"of_{device}", self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        device, stream = self._before.pop()
+        setattr(self._current, f"of_{device}", stream)
+
+    def synchronize(self) -> None:
+        """Nothing: launches run at once."""
+
+
+def get_current_stream(device_id: int = -1) -> Any:
+    return getattr(Stream._current, f"of_{Device().id if device_id == -1 else device_id}", _legacy_stream)
+
+
+_legacy_stream = Stream(null=True)
+
+
+class Pointer:
+    """An address in a piece of memory, which it keeps."""
+
+    def __init__(self, memory: Memory, ptr: int) -> None:
+        self.memory, self.ptr, self.device_id = memory, ptr, memory.device
+
+    def __add__(self, bytes_: int) -> Pointer:
+        return Pointer(self.memory, self.ptr + bytes_)
 
 
 class ndarray:
-    """What flash uses of `cupy.ndarray`. `host` is a NumPy array over the same memory."""
+    """What flash and its tests use of `cupy.ndarray`. `host` is a NumPy array over the same memory."""
 
-    def __init__(self, host: numpy.ndarray, memory: Memory, device: int) -> None:
-        self.host, self._memory, self.device = host, memory, Device(device)
-
-    @property
-    def data(self) -> Any:
-        return SimpleNamespace(ptr=self.host.__array_interface__["data"][0])
-
-    shape = property(lambda self: self.host.shape)
-    strides = property(lambda self: self.host.strides)
-    dtype = property(lambda self: self.host.dtype)
-    ndim = property(lambda self: self.host.ndim)
+    def __init__(self, shape: Any, dtype: Any, memptr: Pointer, strides: Any = None) -> None:
+        memory = memptr.memory
+        block = (ctypes.c_char * memory.bytes).from_address(memory.address)
+        self.host = numpy.ndarray(shape, dtype, block, memptr.ptr - memory.address, strides)
+        self.data, self.device = memptr, Device(memory.device)
+        self.shape, self.strides, self.dtype = self.host.shape, self.host.strides, self.host.dtype
+        self.ndim = self.host.ndim
 
     def view_by(self, function: Any) -> ndarray:
         """The view of this array that `function` makes of a NumPy array: a transpose, a slice, a broadcast."""
         host = function(self.host)
         assert host.size == 0 or numpy.may_share_memory(host, self.host)
-        return ndarray(host, self._memory, self.device.id)
+        at = host.__array_interface__["data"][0] if host.size else self.data.ptr
+        return ndarray(host.shape, host.dtype, Pointer(self.data.memory, at), host.strides)
 
     def __getitem__(self, index: Any) -> ndarray:
         return self.view_by(lambda host: host[index])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.host[index] = value.host if isinstance(value, ndarray) else value
 
     def reshape(self, shape: tuple[int, ...]) -> ndarray:
         return self.view_by(lambda host: host.reshape(shape))
@@ -133,11 +186,9 @@ class ndarray:
 def empty(shape: Any, dtype: Any = float) -> ndarray:
     dtype = numpy.dtype(dtype)
     shape = tuple(shape)
-    count = int(numpy.prod(shape, dtype=numpy.int64))
-    memory = Memory(count * dtype.itemsize, f"{'x'.join(map(str, shape)) or 'scalar'} {dtype.name}")
-    block = (ctypes.c_char * (count * dtype.itemsize)).from_address(memory.address)
-    host = numpy.ndarray(shape, dtype, block)
-    return ndarray(host, memory, Device.current)
+    elements = int(numpy.prod(shape, dtype=numpy.int64))
+    memory = Memory(elements * dtype.itemsize, f"{'x'.join(map(str, shape)) or 'scalar'} {dtype.name}")
+    return ndarray(shape, dtype, Pointer(memory, memory.address))
 
 
 def full(shape: Any, value: Any, dtype: Any) -> ndarray:
@@ -159,15 +210,13 @@ def asnumpy(x: ndarray) -> numpy.ndarray:
     return x.host.copy()
 
 
-STREAM = 0x5EED  # that of every call
-
-
 def install() -> None:
     """Makes this module the `cupy` that flash finds."""
     module = ModuleType("cupy")
     for thing in (ndarray, empty, full, asarray, asnumpy):
         setattr(module, thing.__name__, thing)
+    runtime = SimpleNamespace(getDeviceCount=lambda: lib.emulated_devices())
     module.cuda = SimpleNamespace(  # type: ignore[attr-defined]
-        Device=Device, get_current_stream=lambda device=None: SimpleNamespace(ptr=STREAM)
+        Device=Device, Stream=Stream, get_current_stream=get_current_stream, runtime=runtime
     )
     sys.modules["cupy"] = module

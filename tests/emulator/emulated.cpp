@@ -135,6 +135,10 @@ const char *emulated_calls(void) {
   return emulator::answered(json.empty() ? "{}" : json + "}");
 }
 
+int emulated_last_error(void) { return static_cast<int>(cudaPeekAtLastError()); }
+
+int emulated_devices(void) { return static_cast<int>(emulator::machine().devices.size()); }
+
 int emulated_set_device(int id) { return cudaSetDevice(id) == cudaSuccess ? 1 : 0; }
 
 int emulated_current_device(void) {
