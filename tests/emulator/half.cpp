@@ -9,10 +9,12 @@ namespace emulator {
 namespace {
 
 struct F16 {
+  static constexpr double kSmallest = 0x1p-14;
   static double value(uint16_t bits) { return f16_float(bits); }
   static uint16_t bits(double x) { return to_f16(x); }
 };
 struct Bf16 {
+  static constexpr double kSmallest = 0x1p-126;
   static double value(uint16_t bits) { return bf16_float(bits); }
   static uint16_t bits(double x) { return to_bf16(x); }
 };
@@ -33,24 +35,33 @@ double minimum_nan(double a, double b) { return std::isnan(a) || std::isnan(b) ?
 double maximum_nan(double a, double b) { return std::isnan(a) || std::isnan(b) ? NAN : maximum(a, b); }
 
 // Modifiers of these instructions, in Instruction: sat; mode 1: .relu, negative results and NaN become 0 (NaN stays).
+// .ftz: a subnormal becomes zero of its sign.
+template <class H>
+double flushed_half(const Instruction &i, double x) {
+  return i.ftz && std::fabs(x) < H::kSmallest ? std::copysign(0.0, x) : x;
+}
+template <class H>
+double opened(const Instruction &i, uint16_t a) {
+  return flushed_half<H>(i, H::value(a));
+}
 template <class H>
 uint16_t closed(const Instruction &i, double x) {
   if (i.sat) x = saturated(x);
   if (i.mode == 1 && x < 0) x = 0;
-  if (i.ftz && std::fabs(x) < 0x1p-14) x = std::copysign(0.0, x);
-  return H::bits(x);
+  const uint16_t bits = H::bits(x);
+  return H::bits(flushed_half<H>(i, H::value(bits)));
 }
 template <class H, double (*f)(double)>
 uint16_t one(const Instruction &i, uint16_t a) {
-  return closed<H>(i, f(H::value(a)));
+  return closed<H>(i, f(opened<H>(i, a)));
 }
 template <class H, double (*f)(double, double)>
 uint16_t one(const Instruction &i, uint16_t a, uint16_t b) {
-  return closed<H>(i, f(H::value(a), H::value(b)));
+  return closed<H>(i, f(opened<H>(i, a), opened<H>(i, b)));
 }
 template <class H, double (*f)(double, double, double)>
 uint16_t one(const Instruction &i, uint16_t a, uint16_t b, uint16_t c) {
-  return closed<H>(i, f(H::value(a), H::value(b), H::value(c)));
+  return closed<H>(i, f(opened<H>(i, a), opened<H>(i, b), opened<H>(i, c)));
 }
 
 // A register of Out::lanes elements, each of which goes through `one`.
