@@ -113,7 +113,7 @@ class Stream:
     """A stream of the current device; `with` makes it the device's current one, for the calling thread."""
 
     _numbers = count(0x5EED)
-    _current = threading.local()  # of_0, of_1: by device
+    _current = threading.local()  # its attributes are streams by device
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr, self._before = 0 if null else next(self._numbers), []
@@ -121,19 +121,19 @@ class Stream:
     def __enter__(self) -> Stream:
         device = Device().id
         self._before.append((device, get_current_stream(device)))
-        setattr(self._current, f"of_{device}", self)
+        vars(self._current)[device] = self
         return self
 
     def __exit__(self, *_: object) -> None:
         device, stream = self._before.pop()
-        setattr(self._current, f"of_{device}", stream)
+        vars(self._current)[device] = stream
 
     def synchronize(self) -> None:
         """Nothing: launches run at once."""
 
 
 def get_current_stream(device_id: int = -1) -> Any:
-    return getattr(Stream._current, f"of_{Device().id if device_id == -1 else device_id}", _legacy_stream)
+    return Stream._current.__dict__.get(Device().id if device_id == -1 else device_id, _legacy_stream)
 
 
 _legacy_stream = Stream(null=True)

@@ -349,6 +349,56 @@ def test_graph_capture(kind, cupy):
             close(kind.numpy(out), flash.attention(x, y, y, block_mask=flash.BlockMask.causal(70, 70, 16)))
 
 
+# ---- PyTorch and JAX -------------------------------------------------------------------------------------------------
+
+
+def test_pytorch_on_cuda():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no CUDA device")
+    x, y = normal(70, 2, 16), normal(70, 2, 16, seed=1)
+    wanted, vjp = flash.attention_vjp(x, x, x, causal=True)
+    wanted_dq = vjp(y).dq
+    q, do = torch.from_numpy(x).cuda(), torch.from_numpy(y).cuda()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        o, vjp = flash.attention_vjp(q, q, q, causal=True)
+        dq = vjp(do).dq
+    side.synchronize()
+    assert type(o) is torch.Tensor and o.device == q.device
+    close(o.cpu().numpy(), wanted)
+    close(dq.cpu().numpy(), wanted_dq)
+
+    graph = torch.cuda.CUDAGraph()  # after the calls above, which warmed up
+    with torch.cuda.graph(graph):
+        o, vjp = flash.attention_vjp(q, q, q, causal=True)
+        dq = vjp(do).dq
+    q.copy_(torch.from_numpy(y))
+    graph.replay()
+    wanted, vjp = flash.attention_vjp(y, y, y, causal=True)
+    close(o.cpu().numpy(), wanted)
+    close(dq.cpu().numpy(), vjp(y).dq)
+
+
+def test_jax_on_cuda():
+    jax = pytest.importorskip("jax")
+    try:
+        device = jax.devices("cuda")[0]
+    except RuntimeError as error:
+        pytest.skip(f"JAX has no CUDA device: {error}")
+    x = normal(70, 2, 16)
+    wanted, vjp = flash.attention_vjp(x, x, x, causal=True)
+    q = jax.jit(lambda q: q * 2)(jax.device_put(x / 2, device))  # perhaps not computed yet
+    before = np.asarray(q).copy()
+    o, vjp_of_jax = flash.attention_vjp(q, q, q, causal=True)
+    dq = vjp_of_jax(o).dq
+    assert isinstance(o, jax.Array) and o.devices() == q.devices() == {device}
+    close(np.asarray(jax.numpy.sin(o)), np.sin(wanted))
+    close(np.asarray(dq), vjp(wanted).dq)
+    np.testing.assert_array_equal(np.asarray(q), before)
+
+
 def test_more_sequences_than_a_grid_has_rows(kind):
     """Blocks are counted along x, which has room for 2^31 of them; y and z end at 65,535."""
     x = normal(66_000, 1, 1, 1)

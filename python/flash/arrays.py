@@ -16,6 +16,7 @@ import reprlib
 import struct
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -156,6 +157,12 @@ class _NumPy(Kind):
         return np.empty(shape, like.dtype if dtype is None else numpy_dtype(dtype))
 
 
+@lru_cache(maxsize=1024)  # arrays of a program have few layouts, and counting takes half a microsecond
+def _in_elements(strides: tuple[int, ...], size: int) -> tuple[int, ...] | None:
+    """Strides in elements, from those in bytes; None where one leaves a remainder."""
+    return None if any(stride % size for stride in strides) else tuple(stride // size for stride in strides)
+
+
 class _CuPy(Kind):
     """CuPy arrays."""
 
@@ -179,9 +186,8 @@ class _CuPy(Kind):
         dtype, data, shape, strides = x.dtype, x.data, x.shape, x.strides
         code = self._codes.get(dtype) or self._code(dtype)
         if code is not None and len(shape) <= MAX_AXES:
-            size = code[1] >> 3
-            steps = [stride // size for stride in strides]
-            if sum(steps) * size == sum(strides):  # no stride leaves a remainder, which would be positive
+            steps = _in_elements(strides, code[1] >> 3)
+            if steps is not None:
                 return call.write_tensor(data.ptr, (CUDA, data.device_id), code, shape, steps)
         return borrow(x, argument, call)  # whose message says what is wrong
 

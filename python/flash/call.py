@@ -160,7 +160,12 @@ class Call:
         return address
 
     def write_tensor(
-        self, data: int, device: tuple[int, int], code: tuple[int, int], shape: tuple[int, ...], strides: Any
+        self,
+        data: int,
+        device: tuple[int, int],
+        code: tuple[int, int],
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
     ) -> int:
         """Writes a `flash_tensor` into this call's memory and returns its address. Strides count elements."""
         axes = len(shape)
