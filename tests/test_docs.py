@@ -11,7 +11,8 @@ import pytest
 import flash
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "examples/README.md"]
+PAGES = ["docs/benchmarks.md", "docs/design.md", "docs/emulator.md", "docs/gpu.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", *PAGES]
 
 
 def test_python_in_the_readme_runs(capsys):
@@ -27,20 +28,22 @@ def test_python_in_the_readme_runs(capsys):
     assert "workspace" in text
 
 
+def headings(path):
+    titles = re.findall(r"^#+ (.*)", path.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
-    text = (ROOT / document).read_text()
-    headings = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)", text, re.M)
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("https://"):
-            assert (ROOT / document).parent.joinpath(target).exists(), target
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if not target.startswith("https://"):
+            file, _, heading = target.partition("#")
+            assert path.parent.joinpath(file).exists(), target
+            assert not heading or heading in headings(path.parent / file if file else path), target
 
 
-@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/design.md"])
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/design.md", "docs/gpu.md"])
 def test_named_source_files_exist(document):
     named = re.findall(r"`((?:src|python|tests|cmake|docs)/[\w/.]+\.\w+)`", (ROOT / document).read_text())
     assert named
@@ -57,3 +60,14 @@ def test_the_readme_names_every_function_and_option():
 
 def test_the_changelog_knows_this_version():
     assert f"\n## {flash.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_list_of_what_has_not_run_on_a_gpu_has_every_kernel():
+    built: dict[str, tuple[set[str], set[str]]] = {}
+    rows = (ROOT / "cuda/instances.def").read_text()
+    for name, head_dim, options in re.findall(r"^FLASH_KERNEL\(\w+, (\w+), (\d+), (\w+)\)", rows, re.M):
+        head_dims, variants = built.setdefault(name, (set(), set()))
+        head_dims.add("any" if head_dim == "0" else head_dim)
+        variants.add("with" if options == "options" else "without")
+    listed = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \| ([\w, ]+) \|$", (ROOT / "docs/gpu.md").read_text(), re.M)
+    assert {name: (set(dims.split(", ")), set(options.split(", "))) for name, dims, options in listed} == built
