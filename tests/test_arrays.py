@@ -378,6 +378,21 @@ def test_jax_arrays_that_are_not_ready_yet(jnp):
     assert bits(o) == bits(flash.attention(*(np.asarray(late)[:8],) * 3))
 
 
+def test_jax_results_on_cuda_are_written_in_place(jnp, monkeypatch):
+    """As far as it goes on the CPU: a fresh array of JAX, which becomes the result without a copy."""
+    like = jnp.asarray(normal(5, 1, 8))
+    kind = arrays.kind_of(like, "q")
+    monkeypatch.setattr(type(kind), "device", lambda self, x: (arrays.CUDA, 0))
+    buffer = kind.empty(like, (3, 2), None)
+    assert type(buffer) is type(like) and buffer.dtype == like.dtype
+    address = buffer.unsafe_buffer_pointer()
+    np.ctypeslib.as_array((ctypes.c_float * 6).from_address(address))[:] = range(6)  # the kernel
+    result = kind.finish(buffer, like)
+    assert result.unsafe_buffer_pointer() == address and result.devices() == like.devices()
+    assert np.asarray(result).ravel().tolist() == list(range(6))
+    kind.settle(like)
+
+
 def test_deleted_jax_arrays(jnp):
     x, y = jnp.asarray(normal(5, 1, 8)), jnp.asarray(normal(5, 1, 8))
     y.delete()
@@ -598,3 +613,20 @@ def test_cupy_and_another_library_order_their_streams(cupy):
     assert k.calls == [{"max_version": (1, 0), "stream": 101}]
     with pytest.raises(flash.FlashValueError, match=r"v: must be on CUDA device 1 as q is, got .*CPU"):
         flash.attention(q, q, x)
+
+
+def test_cupy_arrays_for_another_library_are_exported_on_their_own_device(cupy, monkeypatch):
+    """CuPy lets the streams of the current device wait for each other."""
+    needs_no_gpu()
+    x = normal(5, 2, 8)
+    producer, asked = Producer(x, device=(2, 1)), []
+
+    def export(self, **options):
+        asked.append((self.device.entered, options["stream"]))
+        return producer.__dlpack__(**options)
+
+    monkeypatch.setattr(FakeCupyArray, "__dlpack__", export)
+    k = FakeCupyArray(x, cupy.device)
+    with pytest.raises(flash.UnsupportedError, match=UNSUPPORTED):
+        flash.attention(producer, k, k, out=producer)
+    assert asked == [(1, 1)] * 2 and cupy.device.entered == 0
