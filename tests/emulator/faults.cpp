@@ -317,6 +317,18 @@ class Finder {
     });
   }
 
+  // Whether the statement shifts to the sign of a number, or what is added before it is divided from there.
+  bool makes_sign(const Statement &s) const {
+    const auto shifts_all = [](const Statement &x) {
+      return x.is("shr") && x.operands.size() == 3 && (x.operands[2].text == "31" || x.operands[2].text == "63");
+    };
+    if (!s.is("shr") || s.operands[1].registers.empty() || shifts_all(s)) return shifts_all(s);
+    const auto writers = flow_.writers.find(s.operands[1].registers[0]);
+    if (writers == flow_.writers.end()) return false;
+    return std::all_of(writers->second.begin(), writers->second.end(),
+                       [&](size_t n) { return shifts_all(kernel_.statements[n]); });
+  }
+
   bool step(const Statement &s) {
     if (!is_integer_arithmetic(s) || s.operands.size() != 3) return false;
     const bool is_shift = s.is("shl") || s.is("shr");
@@ -345,7 +357,7 @@ class Finder {
               edited(s, o, std::string(o.text) + "+" + std::to_string(*unit)));
         continue;
       }
-      if (s.is("shr") && k == 2 && (*value == 31 || *value == 63)) continue;  // a sign
+      if (k == 2 && makes_sign(s)) continue;
       const bool is_mask = s.is("and") || s.is("or") || s.is("xor"), is_shift = (s.is("shl") || s.is("shr")) && k == 2;
       const int64_t by = is_shift || s.is("bfe") || s.is("bfi") || s.is("shf") ? 1 : *unit;
       const std::string opcode(s.opcode.substr(0, s.opcode.find('.')));

@@ -1,0 +1,402 @@
+"""Small problems that between them run every line of every kernel, for faults.py.
+
+Each launches one kernel that is looked at, beside those that prepare for it, and says of a result whether the numeric
+rule (numeric.py) allows it. Lengths lie off every tile, with at least three tiles of keys; which kernels a problem
+launches is found by asking the library, so a kernel that comes later is met by these problems or fails test_faults.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import emulated
+import numpy
+from kinds import Emulated
+from numeric import GRADIENTS, answers, assert_accurate, assert_accurate_lse, run_exact, run_naive
+from problems import Case, Problem, Shape, dtype_of, sum_dtype
+
+import flash
+import flash.dropout
+from flash._lib import check, lib
+from flash.arrays import tensor_at
+from flash.block_lists import BlockLists, place_of
+from flash.call import Call
+
+KIND = Emulated()
+Outputs = dict[str, numpy.ndarray]
+
+
+@dataclass(frozen=True)
+class OfCase:
+    """What computes on the arrays of a case."""
+
+    case: Case
+
+    @property
+    def cost(self) -> float:
+        """Of a run, roughly: what problems are tried in the order of."""
+        N, Lq, Lk, Hq, _, D, Dv = self.case.shape
+        return math.prod(N) * Hq * Lq * Lk * (D + Dv)
+
+    @cached_property
+    def device(self) -> Problem:
+        problem = answers(self.case).problem
+        return getattr(self.case, "on_device", lambda problem: problem.map(KIND.array))(problem)
+
+
+@dataclass(frozen=True)
+class Forward(OfCase):
+    """o and lse, or o alone."""
+
+    with_lse: bool = True
+
+    def run(self) -> Outputs:
+        p = self.device
+        if not self.with_lse:
+            return {"o": emulated.asnumpy(flash.attention(*p.qkv, **p.options))}
+        o, lse = flash.attention(*p.qkv, **p.options, return_lse=True)
+        return {"o": emulated.asnumpy(o), "lse": emulated.asnumpy(lse)}
+
+    def judge(self, outputs: Outputs) -> None:
+        lse = outputs["lse"] if self.with_lse else on_cpu(self.case)[1]
+        answers(self.case).check_forward(outputs["o"], lse, backward=True)
+
+
+@lru_cache(maxsize=64)
+def on_cpu(case: Case) -> tuple[Any, Any, flash.Gradients]:
+    """o, lse and gradients of the CPU backend."""
+    p = answers(case).problem
+    o, lse = flash.attention(*p.qkv, **p.options, return_lse=True)
+    return o, lse, flash.attention_backward(p.do, *p.qkv, o, lse, **p.options, dlse=p.dlse)
+
+
+@dataclass(frozen=True)
+class Backward(OfCase):
+    """Some gradients, from what the CPU backend found in the forward."""
+
+    wrt: tuple[str, ...]
+
+    @property
+    def cost(self) -> float:
+        return super().cost / 100 if self.wrt == ("sinks",) else 2 * super().cost
+
+    @cached_property
+    def saved(self) -> tuple[Any, Any]:
+        o, lse, _ = on_cpu(self.case)
+        return emulated.asarray(o), emulated.asarray(lse)
+
+    def run(self) -> Outputs:
+        p = self.device
+        gradients = flash.attention_backward(
+            p.do, *p.qkv, *self.saved, **p.options, dlse=KIND.array(answers(self.case).problem.dlse), wrt=self.wrt
+        )
+        return {f"d{name}": emulated.asnumpy(getattr(gradients, f"d{name}")) for name in self.wrt}
+
+    def judge(self, outputs: Outputs) -> None:
+        twin = on_cpu(self.case)[2]
+        answers(self.case).check_backward(flash.Gradients(*(outputs.get(x, getattr(twin, x)) for x in GRADIENTS)))
+
+
+@dataclass(frozen=True)
+class Weights(OfCase):
+    """The probabilities of some rows, or of all."""
+
+    rows: tuple[int, ...] | None = None
+
+    @cached_property
+    def wanted(self) -> tuple[Any, Any]:
+        p = answers(self.case).problem
+        *N, Lk, Hk, _ = p.k.shape
+        v = numpy.broadcast_to(numpy.eye(Lk)[:, None, :], (*N, Lk, Hk, Lk)).astype(p.q.dtype)
+        options = {name: x for name, x in p.options.items() if name not in ("dropout", "seed")}
+        shows = Problem(p.q, p.k, v, p.do, p.dlse, options)  # its output is its probabilities
+        pick = slice(None) if self.rows is None else list(self.rows)
+        exact = run_exact(shows, with_dlse=False, backward=False)[0].swapaxes(-3, -2)
+        naive = run_naive(shows, sum_dtype(p.q.dtype), with_dlse=False, backward=False)
+        return exact[..., pick, :], [x[0].swapaxes(-3, -2)[..., pick, :] for x in naive]
+
+    def run(self) -> Outputs:
+        p, rows = self.device, None if self.rows is None else emulated.asarray(numpy.array(self.rows, "i8"))
+        return {"weights": emulated.asnumpy(flash.attention_weights(p.q, p.k, rows=rows, **p.options))}
+
+    def judge(self, outputs: Outputs) -> None:
+        assert_accurate("weights", outputs["weights"], *self.wanted)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The union of two parts, some of whose rows see nothing."""
+
+    dtype: str
+    Dv: int
+    cost = 0
+
+    @cached_property
+    def parts(self) -> tuple[Any, ...]:
+        rng = numpy.random.default_rng(self.Dv)
+        shape = 2, 35, 3
+        o1, o2 = (numpy.asarray(rng.normal(size=(*shape, self.Dv)), dtype_of(self.dtype)) for _ in range(2))
+        lse1, lse2 = (rng.normal(size=(2, 3, 35)).astype("f4") for _ in range(2))
+        for n, (o, lse) in enumerate(((o1, lse1), (o2, lse2))):
+            lse[:, :, 5 : 8 + n] = -math.inf
+            lse[:, :, 9 + n] = 1e4  # far from the other part
+            o.swapaxes(1, 2)[lse == -math.inf] = 0
+        return o1, lse1, o2, lse2
+
+    @cached_property
+    def device(self) -> tuple[Any, ...]:
+        return tuple(map(emulated.asarray, self.parts))
+
+    def run(self) -> Outputs:
+        return dict(zip(("o", "lse"), map(emulated.asnumpy, flash.merge(*self.device)), strict=True))
+
+    def in_dtype(self, dtype: Any) -> tuple[Any, Any]:
+        o1, lse1, o2, lse2 = (x.astype(dtype) for x in self.parts)
+        with numpy.errstate(invalid="ignore"):
+            lse = numpy.logaddexp(lse1, lse2)
+            w1, w2 = (numpy.where(lse == -math.inf, 0, numpy.exp(x - lse)) for x in (lse1, lse2))
+        return w1.swapaxes(1, 2)[..., None] * o1 + w2.swapaxes(1, 2)[..., None] * o2, lse
+
+    def judge(self, outputs: Outputs) -> None:
+        (exact_o, exact_lse), (naive_o, naive_lse) = self.in_dtype("f8"), self.in_dtype("f4")
+        assert_accurate("o", outputs["o"], exact_o, [naive_o.astype(dtype_of(self.dtype))])
+        assert_accurate_lse(outputs["lse"], exact_lse, [naive_lse])
+
+
+@dataclass(frozen=True)
+class MergeInPlace(Merge):
+    """The same, written over the first part."""
+
+    def run(self) -> Outputs:
+        o1, lse1, o2, lse2 = map(emulated.asarray, self.parts)
+        with Call.on(o1) as call:
+            tensors = [tensor_at(call.read(x, "o1")) for x in (o1, lse1, o2, lse2, o1, lse1)]
+            check(lib.flash_merge(*tensors, call.stream_pointer()))
+        return {"o": emulated.asnumpy(o1), "lse": emulated.asnumpy(lse1)}
+
+
+@dataclass(frozen=True)
+class DropoutMask:
+    """What dropout keeps, exactly."""
+
+    shape: tuple[int, ...]
+    seed: int
+    dropout: float = 0.3
+    cost = 0
+
+    def run(self) -> Outputs:
+        keep = emulated.empty(self.shape, bool)
+        with Call.on(keep) as call:
+            check(
+                lib.flash_dropout_mask(
+                    self.seed, self.dropout, tensor_at(call.read(keep, "keep")), call.stream_pointer()
+                )
+            )
+        return {"keep": emulated.asnumpy(keep)}
+
+    def judge(self, outputs: Outputs) -> None:
+        numpy.testing.assert_array_equal(outputs["keep"], flash.dropout_mask(self.seed, self.dropout, self.shape))
+
+
+@dataclass(frozen=True)
+class FewBlocks:
+    """A problem in fewer blocks of threads than it has tasks, so that each block has several, one after the other."""
+
+    problem: Any
+    blocks: int
+
+    @property
+    def cost(self) -> float:
+        return float(self.problem.cost)
+
+    def run(self) -> Outputs:
+        emulated.lib.emulated_set_most_blocks(self.blocks)
+        try:
+            return self.problem.run()
+        finally:
+            emulated.lib.emulated_set_most_blocks(0)
+
+    def judge(self, outputs: Outputs) -> None:
+        self.problem.judge(outputs)
+
+
+# ---- Cases with something more than options of problems.py -----------------------------------------------------------
+
+
+class OtherIntegers(Case):
+    """With int32 for int64 in lengths, offsets and seeds, and the other way round."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        for name, x in problem.options.items():
+            if isinstance(x, numpy.ndarray) and x.dtype.kind == "i":
+                problem.options[name] = x.astype("i8" if x.dtype == "i4" else "i4")
+        return problem
+
+
+class SmallBlocks(Case):
+    """With a block mask of the smallest blocks, whose lists on the device hold indices out of range: to be skipped.
+
+    So are lengths, which are to be clamped.
+    """
+
+    def make(self) -> Problem:
+        problem = super().make()
+        rng = numpy.random.default_rng(self.seed)
+        blocks = rng.random((self.shape.Hq, -(-self.shape.Lq // 16), -(-self.shape.Lk // 16))) < 0.5
+        mask = flash.BlockMask.from_dense(blocks, (16, 16), Lq=self.shape.Lq, Lk=self.shape.Lk)
+        problem.options["block_mask"] = mask
+        return problem
+
+    def on_device(self, problem: Problem) -> Problem:
+        mask = problem.options["block_mask"]
+        rows, columns = mask.shape[-2:]
+        start, listed, column_start, column_listed = mask.lists_for(problem.q, self.shape.N, self.shape.Hq)
+        by_row, by_column = _with_strays(start, listed, columns), _with_strays(column_start, column_listed, rows)
+        most = max(by_row[1].size, by_column[1].size)  # both lists must have one length
+        for x in by_row[1], by_column[1]:
+            x.resize(most, refcheck=False)
+        wrong = BlockLists(*by_row, *by_column)
+        problem = problem.map(KIND.array)
+        object.__setattr__(mask, "_copies", {place_of(problem.q)[0]: BlockLists(*map(emulated.asarray, wrong))})
+        for name, length in (("q_lens", self.shape.Lq), ("kv_lens", self.shape.Lk)):
+            if name in problem.options:
+                host = problem.options[name].host
+                host[host == length] += 1000
+                host[host == 0] -= 1000
+        return problem
+
+
+def _with_strays(start: Any, listed: Any, count: int) -> tuple[Any, Any]:
+    """Lists with -9 before and `count` and more behind what they list."""
+    lists = [listed[a:b] for a, b in zip(start[..., :-1].ravel(), start[..., 1:].ravel(), strict=True)]
+    longer = [numpy.concatenate([[-9], x, [count, count + 5]]) for x in lists]
+    extra = 3 * numpy.arange(len(longer)).reshape(start[..., :-1].shape)
+    ends = numpy.concatenate([extra, extra[..., -1:] + 3], axis=-1)
+    return (start + ends).astype("i4"), numpy.concatenate(longer).astype("i4")
+
+
+class Transposed(Case):
+    """With every option's array transposed in memory: no two axes can be taken for one."""
+
+    def on_device(self, problem: Problem) -> Problem:
+        options = {
+            name: KIND.array(numpy.ascontiguousarray(x.T)).view_by(lambda host: host.T)
+            if isinstance(x, numpy.ndarray)
+            else x
+            for name, x in problem.options.items()
+        }
+        return Problem(*map(KIND.array, (*problem.qkv, problem.do, problem.dlse)), options)
+
+
+SEED = 2**40 + 7
+
+
+def words(shape: tuple[int, ...], n: int) -> tuple[int, int]:
+    """Where in the first head a dropout word lies that decides the n-th position of a square, and the word."""
+    all_words = flash.dropout.dropout_words(SEED, shape)
+    first = all_words[(0,) * (len(shape) - 2)][n // 2 :: 2, n % 2 :: 2]
+    middle = numpy.argwhere((first > 1 << 30) & (first < 3 << 30))[0]
+    return tuple(middle), int(first[tuple(middle)])
+
+
+@dataclass(frozen=True)
+class AtThreshold(Case):
+    """With dropout whose threshold is the very word of one position, which is kept."""
+
+    corner: int = 0  # of the square of four positions that share a draw
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.options |= {"dropout": words(self.shape.scores, self.corner)[1] / 2**32, "seed": SEED}
+        return problem
+
+
+# ---- The table -------------------------------------------------------------------------------------------------------
+
+# Of each head dim that kernels are built for: rows of whole groups of four numbers, and rows that leave three over.
+DIMS = {64: ((64, 40), (39, 23)), 128: ((128, 96), (103, 67)), 256: ((256, 160), (131, 251)),
+        576: ((300, 576), (575, 303))}  # fmt: skip
+GROUPS, SINGLES = 0, 1
+SHAPES = Shape((1,), 70, 150, 2, 1), Shape((2,), 67, 133, 2, 2), Shape((2,), 37, 197, 3, 1)
+
+# What changes how scores are made decides between two kernels; each type of numbers meets both kinds of rows.
+PLAIN = (
+    ("float16", GROUPS, ()),
+    ("float32", SINGLES, ("causal", "sinks")),
+    ("bfloat16", GROUPS, ("window", "kv_lens", "q_lens")),
+    ("float32", GROUPS, ("block_mask_of_heads", "kv_lens", "sinks_wide")),
+    ("bfloat16", SINGLES, ("block_mask", "q_offset_array", "sinks")),
+    ("float16", SINGLES, ("window_left", "q_lens", "block_mask_of_batch", "sinks")),
+)
+SCORES = (
+    ("float16", GROUPS, ("mask", "alibi", "dropout")),
+    ("float32", SINGLES, ("bias", "softcap", "causal", "sinks")),
+    ("bfloat16", GROUPS, ("bias_wide", "dropout_seed_array", "kv_lens", "window")),
+    ("float32", GROUPS, ("softcap", "mask_of_keys", "alibi_of_batch", "block_mask_of_heads", "q_lens", "sinks")),
+    ("bfloat16", SINGLES, ("scale_negative", "block_mask_of_batch", "q_offset_array", "bias_of_keys")),
+    ("float16", SINGLES, ("bias", "alibi", "mask", "q_offset", "window", "dropout", "softcap")),
+)
+
+
+def cases() -> Iterator[Case]:
+    for dims in DIMS.values():
+        groups, singles = (Shape(D=D, Dv=Dv) for D, Dv in dims)
+        for options in (PLAIN, SCORES):
+            for n, (dtype, rows, names) in enumerate(options):
+                over = 2 if n == 5 else 0  # of rows: one is left
+                D, Dv = (number - over for number in dims[rows])
+                yield Case(SHAPES[n // 2]._replace(D=D, Dv=Dv), dtype, names)
+        lengths = "q_lens", "kv_lens", "q_offset_array", "sinks"
+        for more in ((), ("mask_of_keys",)):
+            yield OtherIntegers(groups._replace(N=(2,), Lq=37, Lk=69, Hq=1, Hk=1), "float16", (*lengths, *more))
+            two_over = singles._replace(N=(2,), Lq=70, Lk=140, Hq=2, Hk=1, D=singles.D - 1, Dv=singles.Dv - 1)
+            yield SmallBlocks(two_over, "float32", ("q_lens", "kv_lens", "sinks", *more))
+        tiny = groups._replace(N=(2, 3), Lq=17, Lk=21, Hq=2, Hk=2)
+        yield Transposed(tiny, "bfloat16", lengths)
+        yield Transposed(tiny, "float32", (*lengths, "mask", "alibi_of_batch", "bias"))
+        for corner in range(4):
+            yield AtThreshold(groups._replace(N=(1,), Lq=16, Lk=16, Hq=1, Hk=1), "float32", (), corner=corner)
+    # Several leading axes, along some of which the bias is broadcast; all of it in one tile.
+    for dtype, name in (("float32", "bias"), ("float16", "bias_of_keys"), ("bfloat16", "bias_wide")):
+        yield Case(Shape((2, 3), 21, 33, 2, 1, 24, 16), dtype, (name, "block_mask"))
+
+
+def of_case(case: Case) -> Iterator[Any]:
+    yield Forward(case)
+    yield Backward(case, ("k", "v"))
+    yield Backward(case, ("q",))
+    given = answers(case).problem.options
+    for name in ("bias", "sinks"):
+        if name in given:
+            yield Backward(case, (name,))
+    if case.shape.D <= 128:
+        yield Weights(case)
+    if isinstance(case, OtherIntegers):
+        yield Forward(case, with_lse=False)
+        yield Backward(case, ("k",))
+        yield Backward(case, ("v",))
+
+
+def problems() -> Iterator[Any]:
+    for case in cases():
+        several = case.shape.N != SHAPES[0].N
+        for problem in of_case(case):
+            blocks = 1 if isinstance(problem, Backward) and problem.wrt == ("sinks",) else 3
+            yield FewBlocks(problem, blocks) if several else problem
+    long = Case(Shape((2,), 777, 5, 3, 1, 8, 16), "float16", ("sinks", "q_lens"))
+    yield FewBlocks(Backward(long, ("sinks",)), 2)
+    yield Weights(Case(SHAPES[0]._replace(D=64, Dv=64), "float32", ("causal",)), (69, 0, 3, 3))
+    for dtype in ("float16", "bfloat16", "float32"):
+        for Dv in (8, 37, 96, 128, 300):
+            yield FewBlocks(Merge(dtype, Dv), 2)
+        yield MergeInPlace(dtype, 40)
+    yield DropoutMask((2, 3, 7, 9), 7)
+    yield FewBlocks(DropoutMask((1, 2, 33, 40), SEED), 2)
+    for corner in range(4):
+        shape = 1, 1, 16, 16
+        yield DropoutMask(shape, SEED, words(shape, corner)[1] / 2**32)
