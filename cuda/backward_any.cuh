@@ -66,7 +66,7 @@ struct Backward {
   static constexpr TileShape kTile = backward_tile(kHeadDim);
   static constexpr int kDown = kTile.down, kAcross = kTile.across, kThreads = kTile.threads(), kChunk = kTile.chunk;
   static constexpr int kRows = kTile.rows / kDown, kColumns = kTile.columns / kAcross;
-  static constexpr int kChunks = kHeadDim / kChunk, kFours = kChunk / (4 * kAcross);
+  static constexpr int kChunks = kHeadDim <= kChunk ? 1 : kHeadDim / kChunk, kFours = kChunk / (4 * kAcross);
   static constexpr int kStride = padded(kChunk), kWeights = weights_stride(kTile);
   static constexpr bool kKeepsOwn = keeps_own_rows(kHeadDim);
   using Own = Granules<kTile.rows>;
@@ -104,7 +104,7 @@ struct Backward {
 #pragma unroll
       for (int b = 0; b < kColumns; ++b) product[a][b] = 0;
 #pragma unroll 1
-    for (int c = 0; c < own_from.columns; c += kChunk) {
+    for (int c = 0; c < chunks_of<kKeepsOwn, kChunk>(own_from.columns) * kChunk; c += kChunk) {
       __syncthreads();
       if constexpr (!kKeepsOwn) load_own(which, own_from, own, c);
       load_other(other_from, other, c);
@@ -123,7 +123,7 @@ struct Backward {
     for (int a = 0; a < kRows; ++a)
 #pragma unroll
       for (int b = 0; b < kColumns; ++b) weights[(down + a * kDown) * kWeights + across + b * kAcross] = weight[a][b];
-    const int last = (other_from.columns - 1) / kChunk;
+    const int last = chunks_of<kKeepsOwn, kChunk>(other_from.columns) - 1;
 #pragma unroll 1
     for (int c = last; c >= 0; --c) {
       if (c < last) __syncthreads();
@@ -158,31 +158,30 @@ struct Backward {
     apply_rules<kOptions>(x, head, part, sees_all, weights + down * kWeights + across, kDown * kWeights, kAcross, s,
                           cap_slope);
     constexpr bool kQueryRows = kOwn == Side::kQueries;
-    Fact fact[kQueryRows ? kRows : kColumns];
-#pragma unroll
-    for (int q = 0; q < (kQueryRows ? kRows : kColumns); ++q) fact[q] = fact_of(head, part.query(q, q));
-    uint32_t kept = ~0u;
+    uint64_t kept = ~uint64_t{0};
     const bool drops = kOptions && x.keep_threshold != 0;
     if (drops) kept = kept_pairs(x, head, part);
 #pragma unroll
-    for (int a = 0; a < kRows; ++a)
+    for (int q = 0; q < (kQueryRows ? kRows : kColumns); ++q) {
+      const Fact fact = fact_of(head, part.query(q, q));
 #pragma unroll
-      for (int b = 0; b < kColumns; ++b) {
-        const Fact &of = fact[kQueryRows ? a : b];
-        const float p = exp2_approximate(fmaf(s[a][b], x.log2_scale, -of.lse2) - of.low);
+      for (int n = 0; n < (kQueryRows ? kColumns : kRows); ++n) {
+        const int a = kQueryRows ? q : n, b = kQueryRows ? n : q;
+        const float p = exp2_approximate(fmaf(s[a][b], x.log2_scale, -fact.lse2) - fact.low);
         float factor = 1;
         if (drops) factor = (kept >> (kColumns * a + b) & 1) != 0 ? x.keep_scale : 0;
-        float slope = fmaf(factor, dp[a][b], -of.delta);
+        float slope = fmaf(factor, dp[a][b], -fact.delta);
         if (kOptions && !kForBias) slope *= cap_slope[a][b];
         dp[a][b] = p == 0 ? 0 : p * slope;  // by selection: what is hidden may be too large for dp
         s[a][b] = p * factor;
       }
+    }
   }
 
   __device__ __forceinline__ void store(const Sum &sum, float scale, const Rows &to, int64_t b, int head, int columns,
                                         const Own &own, int begin, int end, int64_t length) const {
 #pragma unroll 1
-    for (int c = 0; c * kChunk < columns; ++c) {
+    for (int c = 0; c < chunks_of<kKeepsOwn, kChunk>(columns); ++c) {
       __syncthreads();
       visit_at(sum, c, [&](auto &part) {
 #pragma unroll
@@ -201,14 +200,18 @@ struct Backward {
 // ---- dk and dv: tiles of keys ---------------------------------------------------------------------------------------
 
 template <int kHeadDim, bool kOptions>
-__global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), 1)
+__global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), backward_blocks(kHeadDim))
     backward_keys_any(const __grid_constant__ GradientParams params) {
   using B = Backward<kHeadDim, Side::kKeys, kOptions>;
   const Attention &x = params.attention;
   const B block(x, params.facts);
   const bool wants_dk = params.dk.view.data != nullptr, wants_dv = params.dv.view.data != nullptr;
 
-  for (int64_t index = blockIdx.x; index < params.tiles.tasks; index += gridDim.x) {
+  // Counted in 32 bits: there is no register left for a task's number of 64.
+#pragma unroll 1
+  for (uint32_t round = 0;; ++round) {
+    const int64_t index = blockIdx.x + round * int64_t{gridDim.x};
+    if (index >= params.tiles.tasks) break;
     const Task task = task_of(params.tiles, index);
     const Sequence sequence = sequence_of(x, task.b);
     const int end = static_cast<int>(smaller(task.begin + params.tiles.step, x.Lk)), group = x.Hq / x.Hk;
@@ -234,13 +237,13 @@ __global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), 1)
         const Source dout = source_of(params.dout, task.b, h, sequence.q_len, x.Dv);
         Walk walk(x.by_column, task.b, h, task.begin, queries_of_any(x.window, sequence, {task.begin, end}));
         for (typename B::Other queries; walk.next(&queries);) {
-          typename B::Scores s, dp;
-          block.multiply(0, k, own, q, queries, s);
-          block.multiply(1, v, own, dout, queries, dp);
-          const Interval hull = queries.hull();
+          const Interval hull = queries.hull();  // before the products, which leave no registers for it
           const Interval seen_by_all = keys_of_all(x.window, sequence, hull);
           const bool sees_all = hull.begin >= 0 && hull.end <= sequence.q_len && end - task.begin == B::kTile.rows &&
                                 seen_by_all.begin <= task.begin && end <= seen_by_all.end;
+          typename B::Scores s, dp;
+          block.multiply(0, k, own, q, queries, s);
+          block.multiply(1, v, own, dout, queries, dp);
           block.template differentiate<false>(head, task.begin, end, queries, sees_all, s, dp);
           if (sums_dv) block.add(dv, s, dout, queries, true);
           if (sums_dk) block.add(dk, dp, q, queries, false);
@@ -255,7 +258,7 @@ __global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), 1)
 // ---- dq: tiles of queries -------------------------------------------------------------------------------------------
 
 template <int kHeadDim, bool kOptions>
-__global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), 1)
+__global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), backward_blocks(kHeadDim))
     backward_queries_any(const __grid_constant__ GradientParams params) {
   using B = Backward<kHeadDim, Side::kQueries, kOptions>;
   const Attention &x = params.attention;
@@ -319,9 +322,9 @@ FLASH_INLINE int64_t bias_index(const BiasParams &params, const BiasTile &piece,
 }
 
 template <int, bool>
-__global__ void __launch_bounds__(bias_tile_shape().threads(), 1)
+__global__ void __launch_bounds__(bias_tile_shape().threads(), backward_blocks(kAnyHeadDim))
     backward_bias_any(const __grid_constant__ BiasParams params) {
-  using B = Backward<kBiasHeadDim, Side::kQueries, true>;
+  using B = Backward<kAnyHeadDim, Side::kQueries, true>;
   constexpr int kRows = B::kTile.rows, kColumns = B::kTile.columns;
   const Attention &x = params.attention;
   const B block(x, params.facts);

@@ -32,21 +32,34 @@ constexpr int kGranule = 16;
 // then meet all 32 banks once.
 constexpr int kRowPadding = 4;
 
-// 4 x 8 scores a thread: 32 products for 12 numbers read. From 256 on, fewer rows, because q stays in shared memory (74
-// KB of it at 576); at 576 more threads, because o stays in registers (72 a thread).
+// The more products a number that was read from shared memory takes part in, the better: a multiprocessor can multiply
+// 128 numbers in the time in which it reads 32. With x rows and y columns a thread that is x y products for x + y
+// numbers, 8 x 8 being what is needed and what registers allow: as many again hold o, and as many the sum of a few
+// p v. At 64 both products are 8 x 8; at 128, with o twice as wide, that is so for p v, and q k has 8 x 4. From 256 on,
+// fewer rows, because q stays in shared memory (74 KB of it at 576); at 576 more threads, because o stays in registers
+// (72 a thread).
 FLASH_INLINE constexpr TileShape forward_tile(int head_dim) {
-  return {head_dim <= 128 ? 64 : 32, 64, 16, head_dim <= 256 ? 8 : 16, 64};
+  if (head_dim == 64) return {64, 64, 8, 8, 64};
+  if (head_dim == 128) return {64, 64, 8, 16, 128};
+  return {32, 64, 16, head_dim == 256 ? 8 : 16, 64};
 }
 // Blocks of threads that a multiprocessor is to have registers for; shared memory has room for as many on the largest.
-FLASH_INLINE constexpr int forward_blocks(int head_dim) { return head_dim <= 256 ? 2 : 1; }
+FLASH_INLINE constexpr int forward_blocks(int head_dim) { return head_dim == 64 ? 4 : head_dim <= 256 ? 2 : 1; }
 // Keys whose p v are added up before they are added to O: halves the rounding error of O for 4 % more instructions.
 constexpr int kSummedKeys = 16;
 
-// 4 x 4 scores a thread, of two products at once, with dk and dv (or dq) in registers beside them: 64 a thread at 128
-// and, with half the rows, at 256; 72 for only one of them at 576.
+// dbias keeps nothing but the sum of one tile of scores, and goes through rows of any size in chunks.
+constexpr int kAnyHeadDim = 0;
+
+// Scores of two products at once, with dk and dv (or dq) in registers beside them: at 64 as many as scores, 4 x 8. At
+// 128 twice that, so that scores have to be 4 x 4; rows are then kept whole, in the room that fewer columns leave. With
+// half the rows 64 numbers at 256; 72 for only one of them at 576.
 FLASH_INLINE constexpr TileShape backward_tile(int head_dim) {
-  return {head_dim <= 128 ? 64 : 32, head_dim <= 256 ? 64 : 32, 16, 16, 64};
+  if (head_dim <= 64) return {64, 64, 16, 8, 64};
+  if (head_dim == 128) return {64, 32, 16, 8, 128};
+  return {32, head_dim == 256 ? 64 : 32, 16, 16, 64};
 }
+FLASH_INLINE constexpr int backward_blocks(int head_dim) { return head_dim <= 128 ? 2 : 1; }
 // Whether dk and dv are summed in one pass: registers hold both. Else keys are gone through twice.
 FLASH_INLINE constexpr bool sums_keys_at_once(int head_dim) { return head_dim <= 256; }
 
@@ -62,23 +75,21 @@ FLASH_INLINE constexpr int forward_shared_bytes(int head_dim) {
   return 4 * (tile.rows * padded(head_dim) + tile.columns * padded(tile.chunk) + tile.rows * weights_stride(tile));
 }
 // Whether the rows of the block's own side stay in shared memory: where one chunk holds them.
-FLASH_INLINE constexpr bool keeps_own_rows(int head_dim) { return backward_tile(head_dim).chunk >= head_dim; }
+FLASH_INLINE constexpr bool keeps_own_rows(int head_dim) {
+  return head_dim != kAnyHeadDim && backward_tile(head_dim).chunk >= head_dim;
+}
 FLASH_INLINE constexpr int backward_shared_bytes(int head_dim) {
   const TileShape tile = backward_tile(head_dim);
   return 4 * ((keeps_own_rows(head_dim) ? 2 : 1) * tile.rows * padded(tile.chunk) + tile.columns * padded(tile.chunk) +
               tile.rows * weights_stride(tile));
 }
 
-// dbias keeps nothing but the sum of one tile in registers, and goes through head dims of any size in chunks: the tile
-// of the smallest head dim, and the shared memory of one that does not keep its rows.
-constexpr int kBiasHeadDim = 128;
-static_assert(!keeps_own_rows(kBiasHeadDim), "rows of all head dims must go through the same buffer");
-FLASH_INLINE constexpr TileShape bias_tile_shape() { return backward_tile(kBiasHeadDim); }
-FLASH_INLINE constexpr int bias_shared_bytes() { return backward_shared_bytes(kBiasHeadDim); }
+FLASH_INLINE constexpr TileShape bias_tile_shape() { return backward_tile(kAnyHeadDim); }
+FLASH_INLINE constexpr int bias_shared_bytes() { return backward_shared_bytes(kAnyHeadDim); }
 
 constexpr int kMostSharedBytes = 99 * 1024;
 static_assert(forward_shared_bytes(576) <= kMostSharedBytes && forward_shared_bytes(128) <= kMostSharedBytes &&
-                  backward_shared_bytes(64) <= kMostSharedBytes && backward_shared_bytes(576) <= kMostSharedBytes,
+                  backward_shared_bytes(128) <= kMostSharedBytes && backward_shared_bytes(576) <= kMostSharedBytes,
               "a block of threads must fit any GPU");
 
 // Threads of the kernels that go over queries or elements one by one.

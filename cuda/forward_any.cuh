@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
                *const weights = kv_rows + kTile.columns * kStride;
 
   const Attention &x = params.attention;
+  const int d_chunks = chunks_of<kChunks == 1, kChunk>(x.D), dv_chunks = chunks_of<kChunks == 1, kChunk>(x.Dv);
   const int across = static_cast<int>(threadIdx.x) % kAcross, down = static_cast<int>(threadIdx.x) / kAcross;
   float *const own_weights = weights + down * kWeights;
 
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
     const Source v = source_of(x.v, task.b, head.kv_head, head.sequence.kv_len, x.Dv);
     __syncthreads();  // the tile before has been read
 #pragma unroll 1
-    for (int c = 0; c < x.D; c += kChunk)
+    for (int c = 0; c < d_chunks * kChunk; c += kChunk)
       load_rows<kTile.rows, kDown, kChunk, kThreads>(q_rows + c, kQStride, q, own, c);
 
     RowSums<kRows, kAcross> sums;
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
     for (Granules<kTile.columns> keys; walk.next(&keys);) {
       float s[kRows][kColumns] = {}, cap_slope[kRows][kColumns];
 #pragma unroll 1
-      for (int c = 0; c < x.D; c += kChunk) {
+      for (int c = 0; c < d_chunks * kChunk; c += kChunk) {
         __syncthreads();
         load_rows<kTile.columns, kAcross, kChunk, kThreads>(kv_rows, kStride, k, keys, c);
         __syncthreads();
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
       float alpha[kRows];
       sums.add(s, x.log2_scale, alpha);
       if (kOptions && x.keep_threshold != 0) {
-        const uint32_t kept = kept_pairs(x, head, part);
+        const uint64_t kept = kept_pairs(x, head, part);
 #pragma unroll
         for (int n = 0; n < kRows * kColumns; ++n)
           if ((kept >> n & 1) == 0) s[n / kColumns][n % kColumns] = 0;
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
         for (int b = 0; b < kColumns; ++b) own_weights[a * kDown * kWeights + across + b * kAcross] = s[a][b];
 
 #pragma unroll 1
-      for (int c = 0; c * kChunk < x.Dv; ++c) {
+      for (int c = 0; c < dv_chunks; ++c) {
         __syncthreads();
         load_rows<kTile.columns, kAcross, kChunk, kThreads>(kv_rows, kStride, v, keys, c * kChunk);
         __syncthreads();
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
             is_empty ? -infinity() : sums.lse(a);
     }
 #pragma unroll 1
-    for (int c = 0; c * kChunk < x.Dv; ++c) {
+    for (int c = 0; c < dv_chunks; ++c) {
       __syncthreads();
       visit_at(o, c, [&](auto &sum) {
 #pragma unroll

@@ -164,21 +164,21 @@ __device__ __forceinline__ void apply_rules(const Attention &x, const Head &head
 // Which pairs dropout keeps: bit kColumns * a + b. Rows 2n and 2n + 1 are neighbours, the first at an even position,
 // and so are columns: one draw serves such a square. What is kept where there is no pair does not matter.
 template <class P>
-__device__ __forceinline__ uint32_t kept_pairs(const Attention &x, const Head &head, const P &part) {
+__device__ __forceinline__ uint64_t kept_pairs(const Attention &x, const Head &head, const P &part) {
   constexpr int kRows = P::kRows, kColumns = P::kColumns;
-  static_assert(kRows % 2 == 0 && kColumns % 2 == 0 && kRows * kColumns <= 32, "squares of 2 x 2, in one word");
-  uint32_t kept = 0;
+  static_assert(kRows % 2 == 0 && kColumns % 2 == 0 && kRows * kColumns <= 64, "squares of 2 x 2, in one word");
+  uint64_t kept = 0;
   if (x.keep_threshold >> 32 != 0) return kept;
   const uint32_t least = static_cast<uint32_t>(x.keep_threshold);
 #pragma unroll 1  // all draws at once would take more registers than there are
   for (int square = 0; square < kRows * kColumns / 4; ++square) {
     const int a = square / (kColumns / 2) * 2, b = square % (kColumns / 2) * 2;
     const Philox words = dropout_words(head.seed, head.b, head.h, part.query(a, b), part.key(a, b));
-    uint32_t bits = 0;
+    uint64_t bits = 0;
     if (words.word[0] >= least) bits |= 1;
     if (words.word[P::kQueryRows ? 1 : 2] >= least) bits |= 2;
-    if (words.word[P::kQueryRows ? 2 : 1] >= least) bits |= uint32_t{1} << kColumns;
-    if (words.word[3] >= least) bits |= uint32_t{2} << kColumns;
+    if (words.word[P::kQueryRows ? 2 : 1] >= least) bits |= uint64_t{1} << kColumns;
+    if (words.word[3] >= least) bits |= uint64_t{2} << kColumns;
     kept |= bits << (kColumns * a + b);
   }
   return kept;

@@ -24,6 +24,12 @@ __device__ __forceinline__ void visit_at(Sum (&sums)[kCount], int index, Visit &
   if constexpr (n + 1 < kCount) visit_at<n + 1>(sums, index, visit);
 }
 
+// Chunks that `columns` numbers of a row fill. Where the kernel knows, the loop over them is none.
+template <bool kIsOne, int kChunk>
+FLASH_INLINE int chunks_of(int columns) {
+  return kIsOne ? 1 : static_cast<int>(ceil_div(columns, kChunk));
+}
+
 #if defined(__CUDACC__)
 __device__ __forceinline__ float *shared_memory() {
   extern __shared__ float4 flash_shared_memory[];
@@ -34,6 +40,14 @@ float *shared_memory();
 #endif
 
 __device__ __forceinline__ float4 load_four(const float *from) { return *reinterpret_cast<const float4 *>(from); }
+__device__ __forceinline__ void load_numbers(float (&to)[4], const float *from) {
+  const float4 x = load_four(from);
+  to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+}
+__device__ __forceinline__ void load_numbers(float (&to)[2], const float *from) {
+  const float2 x = *reinterpret_cast<const float2 *>(from);
+  to[0] = x.x, to[1] = x.y;
+}
 
 __device__ __forceinline__ float4 scaled(float4 x, float factor) {
   return {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
@@ -143,23 +157,24 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[kRows][kColumns], con
 template <int kCount, int kAcross, int kRows, int kFours>
 __device__ __forceinline__ void multiply_weights(float4 (&sum)[kRows][kFours], const float *weights, int weights_step,
                                                  const float *rows, int stride) {
+  // Weights of a row that are read at once: with 64 sums a thread, four of each row would take too many registers.
+  constexpr int kTogether = kRows * kFours < 16 ? 4 : 2;
 #pragma unroll 1
-  for (int n = 0; n < kCount; n += 4) {
-    float4 w[kRows];
+  for (int n = 0; n < kCount; n += kTogether) {
+    float w[kRows][kTogether];
 #pragma unroll
-    for (int a = 0; a < kRows; ++a) w[a] = load_four(weights + a * weights_step + n);
+    for (int a = 0; a < kRows; ++a) load_numbers(w[a], weights + a * weights_step + n);
 #pragma unroll
-    for (int u = 0; u < 4; ++u)
+    for (int u = 0; u < kTogether; ++u)
 #pragma unroll
       for (int f = 0; f < kFours; ++f) {
         const float4 y = load_four(rows + (n + u) * stride + f * 4 * kAcross);
 #pragma unroll
         for (int a = 0; a < kRows; ++a) {
-          const float weight = u == 0 ? w[a].x : u == 1 ? w[a].y : u == 2 ? w[a].z : w[a].w;
-          sum[a][f].x = fmaf(weight, y.x, sum[a][f].x);
-          sum[a][f].y = fmaf(weight, y.y, sum[a][f].y);
-          sum[a][f].z = fmaf(weight, y.z, sum[a][f].z);
-          sum[a][f].w = fmaf(weight, y.w, sum[a][f].w);
+          sum[a][f].x = fmaf(w[a][u], y.x, sum[a][f].x);
+          sum[a][f].y = fmaf(w[a][u], y.y, sum[a][f].y);
+          sum[a][f].z = fmaf(w[a][u], y.z, sum[a][f].z);
+          sum[a][f].w = fmaf(w[a][u], y.w, sum[a][f].w);
         }
       }
   }

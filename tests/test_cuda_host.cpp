@@ -220,7 +220,7 @@ void test_kept_pairs() {
     const auto part =
         part_of<kSide, kRows, kColumns>([=](int a) { return row_at<16>(thread + 16 * a, row, 1 << 20); },
                                         [=](int b) { return row_at<8>(thread + 8 * b, column, 1 << 20); });
-    const uint32_t kept = kept_pairs(x, head, part);
+    const uint64_t kept = kept_pairs(x, head, part);
     for (int a = 0; a < kRows; ++a)
       for (int b = 0; b < kColumns; ++b) {
         const int i = part.query(a, b), j = part.key(a, b);
@@ -250,8 +250,10 @@ void test_configs() {
     CHECK(forward_shared_bytes(head_dim) <= kMostSharedBytes && backward_shared_bytes(head_dim) <= kMostSharedBytes);
   }
   CHECK(forward_shared_bytes(64) == 4 * (64 * 68 + 64 * 68 + 64 * 72));
+  CHECK(forward_shared_bytes(128) == 4 * (64 * 132 + 64 * 132 + 64 * 80));
   CHECK(forward_shared_bytes(576) == 4 * (32 * 580 + 64 * 68 + 32 * 72));
-  CHECK(backward_shared_bytes(64) == 4 * (2 * 64 * 68 + 64 * 68 + 64 * 80));
+  CHECK(backward_shared_bytes(64) == 4 * (2 * 64 * 68 + 64 * 68 + 64 * 72));
+  CHECK(backward_shared_bytes(128) == 4 * (2 * 64 * 132 + 32 * 132 + 64 * 40));
   CHECK(backward_shared_bytes(576) == 4 * (32 * 68 + 32 * 68 + 32 * 40));
   // dbias leaves its tile in shared memory, and sinks one double per thread.
   CHECK(bias_shared_bytes() >= 4 * bias_tile_shape().rows * weights_stride(bias_tile_shape()));

@@ -28,6 +28,9 @@ LOCAL_MEMORY: dict[Kernel, str] = {}
 # Kernels of the plain products whose instructions are looked at.
 PRODUCTS = ("forward_any", "backward_keys_any", "backward_queries_any")
 
+# Scores of a thread, and the rows that they are of: of the forward or not, and by head dim. As in cuda/configs.h.
+SCORES = {(True, 64): (64, 8), (True, 128): (32, 8), (False, 64): (32, 4), (False, 128): (16, 4)}
+
 
 class Kernel(NamedTuple):
     operation: str
@@ -219,13 +222,13 @@ def test_instructions(arch: str, kernel: Kernel) -> None:
 @needs_cuobjdump
 @each_kernel()
 def test_product_loops(arch: str, kernel: Kernel) -> None:
-    """At least three quarters are multiplications, and numbers come from shared memory by 16 bytes only."""
+    """At least 80 % are multiplications, and numbers come from shared memory by 16 bytes, some weights by 8."""
     loops = product_loops(disassembly()[arch, kernel])
     # s and p v; or s, dp and a product for each gradient.
     assert len(loops) >= {"forward_any": 2, "backward_keys_any": 4, "backward_queries_any": 3}[kernel.operation]
     for loop in loops:
-        assert count(loop, "FFMA.*") >= 0.75 * len(loop), Counter(at.name for at in loop)
-        assert count(loop, r"LDS.*") == count(loop, r"LDS\.128") > 0
+        assert count(loop, "FFMA.*") >= 0.8 * len(loop), Counter(at.name for at in loop)
+        assert count(loop, r"LDS.*") == count(loop, r"LDS\.(64|128)") >= count(loop, r"LDS\.128") > 0
         assert count(loop, "(LDG|LDL|STL|STS|STG|BAR|CALL|MUFU).*") == 0
 
 
@@ -236,7 +239,8 @@ def test_main_loop(arch: str, kernel: Kernel) -> None:
     loop = main_loop(disassembly()[arch, kernel])
     assert count(loop, "(DFMA|DMUL|DADD|F2F.*F64).*") == 0
     assert count(loop, r"(MUFU\.(RCP|RSQ|SQRT|LG2)|I2F|F2I).*") == 0
-    assert count(loop, r"MUFU\.EX2.*") <= (36 if kernel.operation == "forward_any" else 16)
+    scores, rows = SCORES[kernel.operation == "forward_any", kernel.head_dim]
+    assert count(loop, r"MUFU\.EX2.*") <= scores + (rows if kernel.operation == "forward_any" else 0)
     # A call to just behind the next instruction is how ptxas leaves some loops; a function lies outside.
     first, last = loop[0].address, loop[-1].address
     calls = [at for at in loop if at.name.startswith("CALL")]
