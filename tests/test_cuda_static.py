@@ -229,7 +229,7 @@ def test_product_loops(arch: str, kernel: Kernel) -> None:
     for loop in loops:
         assert count(loop, "FFMA.*") >= 0.8 * len(loop), Counter(at.name for at in loop)
         assert count(loop, r"LDS.*") == count(loop, r"LDS\.(64|128)") >= count(loop, r"LDS\.128") > 0
-        assert count(loop, "(LDG|LDL|STL|STS|STG|BAR|CALL|MUFU).*") == 0
+        assert count(loop, "(LDG|LDL|STL|STS|STG|BAR|MUFU).*") == 0  # calls: see test_main_loop
 
 
 @needs_cuobjdump
