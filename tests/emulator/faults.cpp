@@ -324,7 +324,7 @@ class Finder {
     };
     if (!s.is("shr") || s.operands[1].registers.empty() || shifts_all(s)) return shifts_all(s);
     const auto writers = flow_.writers.find(s.operands[1].registers[0]);
-    if (writers == flow_.writers.end()) return false;
+    if (writers == flow_.writers.end() || writers->second.empty()) return false;
     return std::all_of(writers->second.begin(), writers->second.end(),
                        [&](size_t n) { return shifts_all(kernel_.statements[n]); });
   }
