@@ -11,7 +11,7 @@ import pytest
 import flash
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["docs/benchmarks.md", "docs/design.md", "docs/emulator.md", "docs/gpu.md"]
+PAGES = [f"docs/{name}.md" for name in ("backward_any", "benchmarks", "design", "emulator", "forward_any", "gpu")]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", *PAGES]
 
 
