@@ -9,7 +9,8 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-// Device memory, filled with NaN; NULL if there is none left. Nothing else may be given to a kernel.
+// Device memory, filled with NaN (from 1 GiB on with zeros, and taken where it is touched); NULL if there is none left.
+// Nothing else may be given to a kernel.
 void *emulated_allocate(size_t bytes, const char *name);
 // 0 if it was not allocated, or is free already.
 int emulated_free(void *address);

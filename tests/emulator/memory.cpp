@@ -1,5 +1,7 @@
 #include "memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -11,13 +13,34 @@ namespace emulator {
 
 namespace {
 constexpr size_t kAlign = 256, kGap = 4096;
+// From here on memory is taken only where it is touched, and is zero at first: few tests could afford a fill.
+constexpr size_t kVast = size_t{1} << 30;
+
+void *new_block(size_t bytes) {
+  if (bytes >= kVast) {
+    void *block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (block == MAP_FAILED) throw std::bad_alloc();
+    return block;
+  }
+  void *block = std::aligned_alloc(kAlign, bytes);
+  if (block == nullptr) throw std::bad_alloc();
+  std::memset(block, 0xff, bytes);
+  return block;
 }
+
+void free_block(void *block, size_t bytes) {
+  if (bytes >= kVast)
+    munmap(block, bytes);
+  else
+    std::free(block);
+}
+}  // namespace
 
 Memory::Memory() : impl_(std::make_unique<Impl>()) {}
 Memory::~Memory() = default;
 
 Memory::Impl::~Impl() {
-  for (auto &[address, entry] : entries) std::free(entry.block);
+  for (auto &[address, entry] : entries) free_block(entry.block, entry.block_bytes);
 }
 
 const Memory::Impl::Entry *Memory::Impl::find(uint64_t address) const {
@@ -39,9 +62,7 @@ void Memory::Impl::insert(Entry entry) {
 void *Memory::allocate(size_t bytes, std::string name) {
   if (bytes > SIZE_MAX - 4 * kGap) throw std::bad_alloc();
   const size_t block_bytes = (bytes + 2 * kGap + kAlign) / kAlign * kAlign;
-  void *block = std::aligned_alloc(kAlign, block_bytes);
-  if (block == nullptr) throw std::bad_alloc();
-  std::memset(block, 0xff, block_bytes);
+  void *block = new_block(block_bytes);
   const uint64_t address = reinterpret_cast<uint64_t>(block) + kGap;
   std::lock_guard<std::mutex> lock(impl_->mutex);
   impl_->insert({{std::move(name), address, bytes}, block, block_bytes});
@@ -54,7 +75,7 @@ bool Memory::release(void *address) {
   const auto found = impl_->entries.find(reinterpret_cast<uint64_t>(address));
   if (found == impl_->entries.end() || found->second.block == nullptr) return false;
   impl_->allocated -= found->second.buffer.bytes;
-  std::free(found->second.block);
+  free_block(found->second.block, found->second.block_bytes);
   impl_->entries.erase(found);
   return true;
 }
@@ -89,7 +110,10 @@ uint64_t ByteSet::add(uint64_t begin, uint64_t end) {
   while (begin < end) {
     const uint64_t first = begin % 64, last = std::min<uint64_t>(64, first + (end - begin));
     const uint64_t bits = (last - first == 64 ? ~uint64_t{0} : ((uint64_t{1} << (last - first)) - 1)) << first;
-    uint64_t &word = words_[begin / 64];
+    const uint64_t page = begin / kPageBytes;
+    if (page >= pages_.size()) pages_.resize(page + 1);
+    if (pages_[page].empty()) pages_[page].resize(kPageBytes / 64);
+    uint64_t &word = pages_[page][begin % kPageBytes / 64];
     added += static_cast<uint64_t>(__builtin_popcountll(bits & ~word));
     word |= bits;
     begin += last - first;
@@ -121,9 +145,6 @@ TrackedBuffer *BufferTable::search(uint64_t address, size_t bytes) {
   if (!found.touched) {
     found.touched = true;
     found.traffic.buffer = found.buffer;
-    found.read.resize(found.buffer.bytes);
-    found.written.resize(found.buffer.bytes);
-    found.twice.resize(found.buffer.bytes);
   }
   return last_ = &found;
 }

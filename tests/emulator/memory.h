@@ -26,15 +26,15 @@ struct Memory::Impl {
   const Entry *find(uint64_t address) const;  // that holds the address; the caller locks
 };
 
-// One bit for each byte of a buffer.
+// One bit for each byte of a buffer, in pages that are made when they are touched: buffers may be vast.
 class ByteSet {
  public:
-  void resize(size_t bytes) { words_.assign(bytes / 64 + 1, 0); }
   // Adds [begin, end) and returns how many of these weren't there before.
   uint64_t add(uint64_t begin, uint64_t end);
 
  private:
-  std::vector<uint64_t> words_;
+  static constexpr uint64_t kPageBytes = 1 << 14;  // of the buffer
+  std::vector<std::vector<uint64_t>> pages_;
 };
 
 // A buffer during one launch.
