@@ -3,26 +3,70 @@ what builds the emulator's programs. What computes on the emulated device gets t
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import emulated
 import pytest
-from kinds import BACKENDS, KINDS
+from kinds import BACKENDS, KINDS, NumPy
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items):
-    """Marks the tests whose kind of arrays is the emulated one; skips all marked ones where there is no emulator."""
+def pytest_collection_modifyitems(config, items):
+    """Marks the tests whose kind of arrays is the emulated one, and leaves out of them what `in_turn` says; skips all
+    marked ones where there is no emulator. What a kind doesn't have as dtype is no test of its.
+    """
     skip = pytest.mark.skip(reason="FLASH_LIBRARY is not an emulated library; test_emulated.py runs this with one")
+    kept, dropped, groups = [], [], {}
     for item in items:
-        arguments = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if any(getattr(x, "name", None) == "emulated" for x in arguments):
+        arguments = item.callspec.params if hasattr(item, "callspec") else {}
+        kind = next((x for x in arguments.values() if isinstance(x, NumPy)), None)
+        left_out = kind is not None and arguments.get("dtype", kind.dtypes[0]) not in kind.dtypes
+        if kind is not None and kind.name == "emulated" and not left_out:
             item.add_marker("emulated")
+            if emulated.lib is not None and (axes := item.get_closest_marker("in_turn")):
+                others = [(name, id(x)) for name, x in arguments.items() if name not in axes.args]
+                groups.setdefault((item.parent.nodeid, item.originalname, *others), []).append(item)
         if emulated.lib is None and item.get_closest_marker("emulated"):
             item.add_marker(skip)
+        (dropped if left_out else kept).append(item)
+    turns = Counter()  # of each test
+    for (module, test, *_), group in groups.items():
+        chosen = group[turns[module, test] % len(group)]
+        turns[module, test] += 1
+        dropped += [item for item in group if item is not chosen]
+    left_out = set(dropped)
+    items[:] = [item for item in kept if item not in left_out]
+    config.hook.pytest_deselected(items=dropped)
+
+
+RAN = pytest.StashKey[set]()
+
+
+@pytest.fixture(autouse=True)
+def emulated_order(request):
+    """On the emulator: in which order warps and blocks run, and when copies arrive, by the test's name."""
+    if emulated.lib is None:
+        yield
+        return
+    number = zlib.crc32(request.node.name.encode())
+    with emulated.running(order=number % 3, copies=number // 3 % 3, seed=number):
+        yield
+    if "backend" in request.fixturenames:
+        request.config.stash.setdefault(RAN, set()).update(launch["kernel"] for launch in emulated.launches())
+
+
+def pytest_sessionfinish(session):
+    """Leaves word of the kernels that there are and of those whose results the sweep has checked."""
+    folder = os.environ.get("FLASH_EMULATED_KERNELS")
+    if folder and RAN in session.config.stash:
+        known = {"all": json.loads(emulated.lib.emulated_kernels()), "ran": sorted(session.config.stash[RAN])}
+        Path(folder, f"{os.getpid()}.json").write_text(json.dumps(known))
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
@@ -34,7 +78,7 @@ def kind(request):
 
 @pytest.fixture(params=BACKENDS, ids=lambda kind: kind.backend)
 def backend(request):
-    """NumPy for the CPU and, where there is a GPU, CuPy for CUDA."""
+    """NumPy for the CPU, and for CUDA what can run here: CuPy, or its stand-in on the emulator."""
     return request.param
 
 

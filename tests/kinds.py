@@ -6,15 +6,18 @@ CUDA kernels run on a GPU through CuPy, or without one on the emulator.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import emulated
 import numpy
 import pytest
-from problems import DTYPES
+from problems import DTYPES, Shape, random_cases
 
 
 class NumPy:
@@ -23,7 +26,30 @@ class NumPy:
     name = "numpy"
     backend = "cpu"
     dtypes: ClassVar[tuple[str, ...]] = DTYPES
-    longest = 1 << 30  # the largest length that the sweep may ask for
+
+    # What the sweep may take. The emulator is slow: there cases are smaller, one of several values is taken in turn (the
+    # mark `in_turn`), and lengths above 257 meet short ones only.
+    most_scores = 1 << 60
+
+    def random_cases(self) -> Any:
+        """A strategy of hypothesis."""
+        return random_cases(self.dtypes)
+
+    def share(self, count: int) -> int:
+        """How many of so many random cases."""
+        return count
+
+    def smaller(self, shape: Shape, **sizes: Any) -> Shape:
+        """The shape, and where there is little time these sizes in it."""
+        return shape
+
+    def unwatched(self) -> Any:
+        """A context for what would take too long with races looked for."""
+        return nullcontext()
+
+    def orders(self) -> list[Any]:
+        """Contexts in which results must be the same, if they are the same on every run."""
+        return [nullcontext(), nullcontext()]
 
     def require(self) -> None:
         """Skips the test where the library or the device isn't there."""
@@ -35,6 +61,18 @@ class NumPy:
     def numpy(self, x: Any) -> numpy.ndarray:
         """This library's array as NumPy's."""
         return x
+
+    def vast(self, bytes_: int, path: Path) -> Any:
+        """More memory than there may be, of which little is touched. path: of a file to keep it in."""
+        with open(path, "wb") as file:
+            file.truncate(bytes_)
+        return numpy.asarray(numpy.memmap(path, numpy.uint8, "r+"))
+
+    def within(self, memory: Any, x: numpy.ndarray, strides: list[int]) -> Any:
+        """A copy of x in the beginning of an array of bytes, with these strides in bytes."""
+        view = numpy.lib.stride_tricks.as_strided(memory.view(x.dtype), x.shape, strides)
+        view[...] = x
+        return view
 
 
 class PyTorch(NumPy):
@@ -100,19 +138,54 @@ class CuPy(NumPy):
             pytest.skip(f"no CUDA kernel here: {error}")
 
     def array(self, x: numpy.ndarray) -> Any:
-        return importlib.import_module("cupy").asarray(x)
+        """With x's strides and alignment, and all that lies between its elements."""
+        cupy = importlib.import_module("cupy")
+        if x.flags.c_contiguous and x.ctypes.data % 16 == 0:
+            return cupy.asarray(x)
+        low, high = numpy.lib.array_utils.byte_bounds(x)
+        shift = low % 16  # as far from where a vector load may begin
+        memory = cupy.empty((shift + high - low,), "u1")
+        memory[shift:] = cupy.asarray(numpy.ndarray(high - low, "u1", (ctypes.c_char * (high - low)).from_address(low)))
+        return cupy.ndarray(x.shape, x.dtype, memory.data + (shift + x.ctypes.data - low), x.strides)
 
     def numpy(self, x: Any) -> numpy.ndarray:
         cupy = importlib.import_module("cupy")
         assert isinstance(x, cupy.ndarray)
         return cupy.asnumpy(x)
 
+    def vast(self, bytes_: int, path: Path) -> Any:
+        return importlib.import_module("cupy").empty((bytes_,), "u1")
+
+    def within(self, memory: Any, x: numpy.ndarray, strides: list[int]) -> Any:
+        cupy = importlib.import_module("cupy")
+        view = cupy.ndarray(x.shape, x.dtype, memory.data, strides)
+        view[...] = cupy.asarray(x)
+        return view
+
 
 class Emulated(CuPy):
     """CUDA without a GPU: see emulated.py."""
 
     name = "emulated"
-    longest = 257
+    most_scores = 140_000
+
+    def random_cases(self) -> Any:
+        return random_cases(self.dtypes, longest=129, most_scores=20_000)
+
+    def share(self, count: int) -> int:
+        return count // 4
+
+    def smaller(self, shape: Shape, **sizes: Any) -> Shape:
+        return shape._replace(**sizes)
+
+    def unwatched(self) -> Any:
+        return emulated.running(checks=0)
+
+    def orders(self) -> list[Any]:
+        return [
+            emulated.running(emulated.REVERSE, emulated.EAGER),
+            emulated.running(emulated.RANDOM, emulated.RANDOM, seed=1),
+        ]
 
     def require(self) -> None:
         if emulated.lib is None:

@@ -25,12 +25,14 @@ Added so that correct code can meet it, each thing as small as what it is there 
 from __future__ import annotations
 
 import math
+import sys
 from functools import lru_cache, partial
 from typing import Any
 from unittest import mock
 
 import ml_dtypes
 import numpy
+from kinds import NumPy
 from problems import Case, Problem, sum_dtype
 
 import flash
@@ -184,6 +186,13 @@ class Answers:
         naive = self._naive(wide_dtype, backward and wide_dtype == self.dtype)
         assert_accurate_lse(lse, exact_lse, [x[1] for x in naive])
 
+    def check(self, kind: Any) -> tuple[Any, Any, flash.Gradients]:
+        """Runs the problem with a kind of arrays, and checks and returns its results."""
+        o, lse, gradients = run_on(kind, self.problem, self.with_dlse)
+        self.check_forward(o, lse, backward=True)
+        self.check_backward(gradients)
+        return o, lse, gradients
+
     def check_backward(self, gradients: flash.Gradients) -> None:
         exact, naive = self._exact(backward=True)[2], self._naive(self.dtype, backward=True)
         stored, largest = self._stored(), self._largest_values(exact)
@@ -271,11 +280,12 @@ def junk(problem: Problem, **more: Any) -> dict[str, Any]:
     memory = numpy.full(bytes_needed, 0xFF, numpy.uint8)
     if isinstance(problem.q, numpy.ndarray):
         return {"workspace": memory}
-    if type(problem.q).__module__ == "torch":
+    module = type(problem.q).__module__
+    if module == "torch":
         import torch
 
         return {"workspace": torch.from_numpy(memory)}
-    return {}
+    return {"workspace": sys.modules["cupy"].asarray(memory)} if module in ("cupy", "emulated") else {}
 
 
 def run(problem: Problem, with_dlse: bool = True, **more: Any) -> tuple[Any, Any, flash.Gradients]:
@@ -285,17 +295,29 @@ def run(problem: Problem, with_dlse: bool = True, **more: Any) -> tuple[Any, Any
     return o, lse, flash.attention_backward(problem.do, *problem.qkv, o, lse, **problem.options, **more)
 
 
+def run_on(kind: Any, problem: Problem, with_dlse: bool = True, **more: Any) -> tuple[Any, Any, flash.Gradients]:
+    """`run` with a kind of arrays (kinds.py). The problem and the results are in NumPy's."""
+    return to_numpy(kind, run(problem.map(kind.array), with_dlse, **more))
+
+
+def to_numpy(kind: Any, x: Any) -> Any:
+    """Results of one kind of arrays, None among them, as NumPy's."""
+    if isinstance(x, flash.Gradients):
+        return flash.Gradients(*(to_numpy(kind, y) for y in x))
+    if isinstance(x, tuple):
+        return tuple(to_numpy(kind, y) for y in x)
+    return None if x is None else kind.numpy(x)
+
+
 def check(case: Case, kind: Any = None, with_dlse: bool = True, backward: bool = True) -> None:
     """A case against its references. kind: of arrays (kinds.py), NumPy's where it is None."""
     known = answers(case, with_dlse)
-    problem = known.problem if kind is None else known.problem.map(kind.array)
-    back = (lambda x: x) if kind is None else kind.numpy
+    kind = kind or NumPy()
     if not backward:
-        o, lse = flash.attention(*problem.qkv, **problem.options, return_lse=True, **junk(problem))
-        return known.check_forward(back(o), back(lse))
-    o, lse, gradients = run(problem, with_dlse)
-    known.check_forward(back(o), back(lse), backward=True)
-    known.check_backward(flash.Gradients(*(None if x is None else back(x) for x in gradients)))
+        problem = known.problem.map(kind.array)
+        results = flash.attention(*problem.qkv, **problem.options, return_lse=True, **junk(problem))
+        return known.check_forward(*to_numpy(kind, results))
+    known.check(kind)
 
 
 def bits(x: Any) -> Any:

@@ -184,6 +184,17 @@ def test_lists_are_placed_once_beside_an_array():
     assert mask.lists_for(array, (), 3).row_start.base is mask.row_start
 
 
+def test_lists_on_a_device(backend):
+    """They are copied to it once, and say there what they say in NumPy."""
+    mask = BlockMask.causal(64, 96, (16, 32))
+    array = backend.array(numpy.zeros(2, "f4"))
+    lists, again = (mask.to(array).lists_for(array, (2,), 3) for _ in range(2))
+    assert lists.columns is again.columns and lists.rows is again.rows
+    for actual, wanted in zip(lists, mask.lists_for(numpy.zeros(2), (2,), 3), strict=True):
+        assert type(actual) is type(array)
+        numpy.testing.assert_array_equal(backend.numpy(actual), wanted)
+
+
 def test_lists_in_pytorch():
     torch = pytest.importorskip("torch")
     mask = BlockMask.causal(64, 96, (16, 32))

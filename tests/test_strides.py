@@ -4,7 +4,7 @@ import math
 
 import numpy
 import pytest
-from numeric import assert_same_bits, junk, run
+from numeric import assert_same_bits, junk, run, run_on, to_numpy
 from problems import DTYPES, Case, Problem, Shape
 
 import flash
@@ -56,59 +56,65 @@ def laid_out(problem, layout):
 
 
 @pytest.mark.sanitize
+@pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout(layout, dtype):
-    problem = Case(Shape((3,), 37, 70, 4, 2, 16, 24), dtype, EVERYTHING).make()
-    wanted = run(problem)
+def test_layout(backend, layout, dtype):
+    shape = backend.smaller(Shape((3,), 37, 70, 4, 2, 16, 24), N=(2,))
+    problem = Case(shape, dtype, EVERYTHING).make()
+    wanted = run_on(backend, problem)
     changed = laid_out(problem, LAYOUTS[layout])
     assert changed.q.strides != problem.q.strides
-    assert_same_bits(run(changed), wanted)
+    assert_same_bits(run_on(backend, changed), wanted)
 
     # The saved o and lse, and out, in the same order.
-    o, lse, _ = wanted
-    out = LAYOUTS[layout](numpy.zeros_like(o))
-    assert flash.attention(*changed.qkv, **changed.options, out=out) is out
-    assert_same_bits(numpy.ascontiguousarray(out), o)
+    o, lse, gradients = wanted
+    ours = changed.map(backend.array)
+    assert ours.q.strides == changed.q.strides
+    out = backend.array(LAYOUTS[layout](numpy.zeros_like(o)))
+    assert flash.attention(*ours.qkv, **ours.options, out=out) is out
+    assert_same_bits(numpy.ascontiguousarray(backend.numpy(out)), o)
     saved = LAYOUTS[layout](o), numpy.ascontiguousarray(lse.swapaxes(-1, -2)).swapaxes(-1, -2)[..., ::-1][..., ::-1]
     dlse = numpy.repeat(changed.dlse, 2, axis=-1)[..., ::2]
-    gradients = flash.attention_backward(changed.do, *changed.qkv, *saved, **changed.options, dlse=dlse)
-    assert_same_bits(gradients, wanted[2])
+    *saved, dlse = (backend.array(x) for x in (*saved, dlse))
+    actual = flash.attention_backward(ours.do, *ours.qkv, *saved, **ours.options, dlse=dlse)
+    assert_same_bits(to_numpy(backend, actual), gradients)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packed(dtype):
+def test_packed(backend, dtype):
     """q, k and v as views of one array."""
     problem = Case(Shape((2,), 40, 40, 3, 3, 16, 16), dtype, ("causal",)).make()
     together = numpy.stack(problem.qkv, axis=-3)  # (2, 40, 3 = q k v, 3, 16)
-    separate = run(problem)
+    separate = run_on(backend, problem)
     packed = Problem(*(together[..., n, :, :] for n in range(3)), problem.do, problem.dlse, problem.options)
-    assert_same_bits(run(packed), separate)
+    assert_same_bits(run_on(backend, packed), separate)
     interleaved = numpy.stack(problem.qkv, axis=-2)  # heads outside, then q k v
     packed = Problem(*(interleaved[..., n, :] for n in range(3)), problem.do, problem.dlse, problem.options)
-    assert_same_bits(run(packed), separate)
+    assert_same_bits(run_on(backend, packed), separate)
 
 
 @pytest.mark.sanitize
+@pytest.mark.in_turn("dtype")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("axis", [-4, -3, -2], ids=["batch", "rows", "heads"])
-def test_zero_strides(axis):
+def test_zero_strides(backend, axis, dtype):
     """Broadcast k and v, q and do: the gradients have the view's shape."""
-    for dtype in DTYPES:
-        problem = Case(Shape((3,), 37, 70, 4, 2, 16, 24), dtype, ("causal", "sinks")).make()
-        views = []
-        for x in (*problem.qkv, problem.do):
-            views.append(numpy.broadcast_to(x.take([0], axis), x.shape))
-            assert views[-1].strides[axis] == 0
-        copies = [numpy.ascontiguousarray(x) for x in views]
-        wanted = run(Problem(*copies, problem.dlse, problem.options))
-        assert_same_bits(run(Problem(*views, problem.dlse, problem.options)), wanted)
+    problem = Case(Shape((3,), 37, 70, 4, 2, 16, 24), dtype, ("causal", "sinks")).make()
+    views = []
+    for x in (*problem.qkv, problem.do):
+        views.append(numpy.broadcast_to(x.take([0], axis), x.shape))
+        assert views[-1].strides[axis] == 0
+    copies = [numpy.ascontiguousarray(x) for x in views]
+    wanted = run_on(backend, Problem(*copies, problem.dlse, problem.options))
+    assert_same_bits(run_on(backend, Problem(*views, problem.dlse, problem.options)), wanted)
 
 
-def test_one_key_head_broadcast_over_the_query_heads():
+def test_one_key_head_broadcast_over_the_query_heads(backend):
     problem = Case(Shape((2,), 33, 65, 4, 4, 16, 16)).make()
     problem.k, problem.v = (numpy.broadcast_to(x[..., :1, :], x.shape) for x in (problem.k, problem.v))
     grouped = Problem(problem.q, problem.k[..., :1, :], problem.v[..., :1, :], problem.do, problem.dlse)
-    (o, lse, g), (grouped_o, grouped_lse, grouped_g) = run(problem), run(grouped)
+    (o, lse, g), (grouped_o, grouped_lse, grouped_g) = run_on(backend, problem), run_on(backend, grouped)
     assert_same_bits((o, lse, g.dq), (grouped_o, grouped_lse, grouped_g.dq))
     numpy.testing.assert_allclose(g.dk.sum(axis=-2, keepdims=True), grouped_g.dk, atol=1e-5)
 
@@ -127,20 +133,21 @@ SCORE_LAYOUTS = {
 
 
 @pytest.mark.sanitize
+@pytest.mark.in_turn("dtype", "bias")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", ["bias", "bias_wide"])
 @pytest.mark.parametrize("layout", SCORE_LAYOUTS)
-def test_mask_and_bias_may_have_any_strides(layout):
-    for dtype in DTYPES:
-        for bias in ("bias", "bias_wide"):
-            problem = Case(Shape((2,), 37, 70, 4, 2, 16, 24), dtype, ("mask", bias)).make()
-            wanted = run(problem)
-            for name in ("mask", "bias"):
-                x = problem.options[name]
-                problem.options[name] = SCORE_LAYOUTS[layout](x)
-                numpy.testing.assert_array_equal(problem.options[name], x)
-            assert_same_bits(run(problem), wanted)
+def test_mask_and_bias_may_have_any_strides(backend, layout, bias, dtype):
+    problem = Case(Shape((2,), 37, 70, 4, 2, 16, 24), dtype, ("mask", bias)).make()
+    wanted = run_on(backend, problem)
+    for name in ("mask", "bias"):
+        x = problem.options[name]
+        problem.options[name] = SCORE_LAYOUTS[layout](x)
+        numpy.testing.assert_array_equal(problem.options[name], x)
+    assert_same_bits(run_on(backend, problem), wanted)
 
 
-def test_leading_axes_of_small_arguments_needn_t_merge():
+def test_leading_axes_of_small_arguments_needn_t_merge(backend):
     """mask, bias, slopes, lengths, offsets and block masks are broadcast over some leading axes only."""
     shape = Shape((2, 3), 33, 35, 2, 1, 8, 8)
     problem = Case(shape, "float32", ("q_lens", "kv_lens", "q_offset_array", "alibi_of_batch", "mask", "bias")).make()
@@ -153,18 +160,20 @@ def test_leading_axes_of_small_arguments_needn_t_merge():
         copies = {name: x if name == "block_mask" else x.copy() for name, x in whole.items()}
         full = numpy.broadcast_to(blocks, (2, 3, 2, 3, 2))
         copies["block_mask"] = flash.BlockMask.from_dense(full, (16, 32), Lq=33, Lk=35)
-        views, wanted = (run(Problem(*problem.qkv, problem.do, problem.dlse, given)) for given in (whole, copies))
+        views, wanted = (
+            run_on(backend, Problem(*problem.qkv, problem.do, problem.dlse, given)) for given in (whole, copies)
+        )
         assert_same_bits(views, wanted)
 
 
-def test_small_arguments_may_have_any_strides():
+def test_small_arguments_may_have_any_strides(backend):
     problem = Case(Shape((4,), 33, 35, 4, 2, 8, 8), "float32", (*EVERYTHING, "q_offset_array")).make()
-    wanted = run(problem)
+    wanted = run_on(backend, problem)
     for name in ("q_lens", "kv_lens", "alibi_slopes", "sinks", "q_offset"):
         x = problem.options[name]
         problem.options[name] = strided_last(x[..., ::-1])[..., ::-1]
         assert problem.options[name].strides[-1] < 0
-    assert_same_bits(run(problem), wanted)
+    assert_same_bits(run_on(backend, problem), wanted)
 
 
 def test_read_only_inputs():
@@ -184,55 +193,57 @@ def test_read_only_inputs():
 
 @pytest.fixture(scope="module")
 def vast(tmp_path_factory):
-    """Memory of 2^32 + 2^20 bytes in a file that takes no space where nothing is written."""
+    """By the name of a backend: 2^32 + 2^20 bytes, which take no space where nothing is written."""
     path = tmp_path_factory.mktemp("vast") / "memory"
-    size = (1 << 32) + (1 << 20)
-    with open(path, "wb") as file:
-        file.truncate(size)
-    yield numpy.asarray(numpy.memmap(path, numpy.uint8, "r+"))
-    path.unlink()
+    memories = {}
+
+    def of(backend):
+        if backend.name not in memories:
+            memories[backend.name] = backend.vast((1 << 32) + (1 << 20), path)
+        return memories[backend.name]
+
+    yield of
+    path.unlink(missing_ok=True)
 
 
 FAR = (1 << 31) + 64  # elements
 
 
-def far_apart(vast, x, axis, near):
+def far_apart(backend, vast, x, axis, near):
     """A copy of x, in which only `axis` is longer than 1 (but the last), with FAR elements from one to the next."""
     strides = [near * x.itemsize] * (x.ndim - 1) + [x.itemsize]
     strides[axis] = FAR * x.itemsize
-    view = numpy.lib.stride_tricks.as_strided(vast.view(x.dtype), x.shape, strides)
-    view[...] = x
-    return view
+    return backend.within(vast(backend), x, strides)
 
 
 @pytest.mark.parametrize("axis", [-4, -3, -2], ids=["batch", "rows", "heads"])
 @pytest.mark.parametrize("name", ["q", "k", "v", "do"])
-def test_strides_past_2_to_31_elements(vast, name, axis):
+def test_strides_past_2_to_31_elements(backend, vast, name, axis):
     sizes = {-4: {"N": (2,)}, -3: {"Lq": 2, "Lk": 2}, -2: {"Hq": 2, "Hk": 2}}[axis]
     shape = Shape((1,), 1, 1, 1, 1, 16, 16)._replace(**sizes)
     problem = Case(shape, "float16").make()
-    wanted = run(problem)
-    x = getattr(problem, name)
-    setattr(problem, name, far_apart(vast, x, axis, near=16))
-    assert_same_bits(run(problem), wanted)
+    wanted = run_on(backend, problem)
+    ours = problem.map(backend.array)
+    setattr(ours, name, far_apart(backend, vast, getattr(problem, name), axis, near=16))
+    assert_same_bits(to_numpy(backend, run(ours)), wanted)
 
 
 @pytest.mark.parametrize("axis", [-4, -3, -2, -1], ids=["batch", "heads", "rows", "columns"])
 @pytest.mark.parametrize("name", ["mask", "bias"])
-def test_strides_of_scores_past_2_to_31_elements(vast, name, axis):
+def test_strides_of_scores_past_2_to_31_elements(backend, vast, name, axis):
     sizes = {-4: {"N": (2,)}, -3: {"Hq": 2}, -2: {"Lq": 2}, -1: {"Lk": 2}}[axis]
     problem = Case(Shape((1,), 1, 1, 1, 1, 16, 16)._replace(**sizes), "float16", (name,)).make()
-    wanted = run(problem)
-    problem.options[name] = far_apart(vast, problem.options[name], axis, near=1)
-    assert_same_bits(run(problem), wanted)
+    wanted = run_on(backend, problem)
+    ours = problem.map(backend.array)
+    ours.options[name] = far_apart(backend, vast, problem.options[name], axis, near=1)
+    assert_same_bits(to_numpy(backend, run(ours)), wanted)
 
 
-def test_result_past_2_to_31_elements(vast):
-    problem = Case(Shape((2,), 3, 5, 2, 1, 16, 16), "float16").make()
-    wanted = flash.attention(*problem.qkv)
-    strides = [2 * FAR, 2 * 32, 2 * 16, 2]
-    out = numpy.lib.stride_tricks.as_strided(vast.view("f2"), wanted.shape, strides)
-    assert_same_bits(flash.attention(*problem.qkv, out=out, **junk(problem)).copy(), wanted)
+def test_result_past_2_to_31_elements(backend, vast):
+    problem = Case(Shape((2,), 3, 5, 2, 1, 16, 16), "float16").make().map(backend.array)
+    wanted = backend.numpy(flash.attention(*problem.qkv))
+    out = backend.within(vast(backend), numpy.zeros_like(wanted), [2 * FAR, 2 * 32, 2 * 16, 2])
+    assert_same_bits(backend.numpy(flash.attention(*problem.qkv, out=out, **junk(problem))).copy(), wanted)
 
 
 L, LAST = 100_000, 128 + 100_000 % 128  # 10^10 scores, of which the rules below leave few

@@ -5,32 +5,41 @@ import math
 import ml_dtypes
 import numpy
 import pytest
-from numeric import assert_accurate, assert_same_bits, run, run_exact, run_naive
+from numeric import assert_accurate, assert_same_bits, run, run_exact, run_naive, to_numpy
 from problems import DTYPES, OPTIONS, Case, Problem, Shape, dtype_of, sum_dtype
 
 import flash
+from flash._lib import check as c_check
+from flash._lib import lib
+from flash.arrays import tensor_at
+from flash.call import Call
 
 # ---- attention_vjp ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_vjp_is_the_backward(dtype):
-    problem = Case(Shape(), dtype, ("causal", "bias", "sinks", "dropout")).make()
-    o, lse, gradients = run(problem)
+def test_vjp_is_the_backward(backend, dtype):
+    shape = backend.smaller(Shape(), N=(), Hq=2, Hk=1)
+    problem = Case(shape, dtype, ("causal", "bias", "sinks", "dropout")).make().map(backend.array)
+    o, lse, gradients = to_numpy(backend, run(problem))
+
+    def assert_same(results, wanted):
+        assert_same_bits(to_numpy(backend, results), wanted)
+
     actual_o, vjp = flash.attention_vjp(*problem.qkv, **problem.options)
-    assert_same_bits(actual_o, o)
-    assert_same_bits(vjp(problem.do, problem.dlse), gradients)
-    assert_same_bits(vjp(problem.do, dlse=problem.dlse, deterministic=True), gradients)  # as often as wanted
+    assert_same(actual_o, o)
+    assert_same(vjp(problem.do, problem.dlse), gradients)
+    assert_same(vjp(problem.do, dlse=problem.dlse, deterministic=True), gradients)  # as often as wanted
     some = vjp(problem.do, problem.dlse, wrt=("q", "sinks"))
-    assert_same_bits(some, flash.Gradients(dq=gradients.dq, dsinks=gradients.dsinks))
+    assert_same(some, flash.Gradients(dq=gradients.dq, dsinks=gradients.dsinks))
     both, vjp = flash.attention_vjp(*problem.qkv, **problem.options, return_lse=True)
-    assert_same_bits(both, (o, lse))
-    assert_same_bits(vjp(problem.do, problem.dlse), gradients)
-    out = numpy.empty_like(o)
+    assert_same(both, (o, lse))
+    assert_same(vjp(problem.do, problem.dlse), gradients)
+    out = backend.array(numpy.zeros_like(o))
     given, vjp = flash.attention_vjp(*problem.qkv, **problem.options, out=out)
     assert given is out
-    assert_same_bits(vjp(problem.do, problem.dlse), gradients)
+    assert_same(vjp(problem.do, problem.dlse), gradients)
 
 
 def test_vjp_without_dlse(kind):
@@ -67,15 +76,18 @@ def test_weights(kind, option):
 
 
 @pytest.mark.sanitize
-def test_weights_of_some_rows():
+def test_weights_of_some_rows(backend):
     problem = Case(Shape((2, 3), 40, 21), "float32", ("causal", "alibi", "sinks", "q_lens")).make()
-    everything = flash.attention_weights(problem.q, problem.k, **problem.options)
+    ours = problem.map(backend.array)
+    everything = backend.numpy(flash.attention_weights(ours.q, ours.k, **ours.options))
     for rows in ([], [3], [39, 0, 3, 3], range(5, 9), numpy.array([7, 1]), numpy.arange(40)[::-7]):
-        some = flash.attention_weights(problem.q, problem.k, rows=rows, **problem.options)
+        given = backend.array(rows) if isinstance(rows, numpy.ndarray) else rows
+        some = backend.numpy(flash.attention_weights(ours.q, ours.k, rows=given, **ours.options))
         assert_same_bits(some, numpy.ascontiguousarray(everything[..., list(rows), :]))
     sums = everything.sum(axis=-1)
-    sink = numpy.exp(problem.options["sinks"][:, None] - run(problem)[1])
-    seen = numpy.isfinite(run(problem)[1])
+    lse = backend.numpy(flash.attention(*ours.qkv, **ours.options, return_lse=True)[1])
+    sink = numpy.exp(problem.options["sinks"][:, None] - lse)
+    seen = numpy.isfinite(lse)
     numpy.testing.assert_allclose((sums + sink)[seen], 1.0, atol=1e-6)
     assert not sums[~seen].any()
 
@@ -83,35 +95,29 @@ def test_weights_of_some_rows():
 # ---- merge -----------------------------------------------------------------------------------------------------------
 
 
-def parts(problem, cut, **options):
+def parts(backend, problem, cut, **options):
     """Attention over the keys before and from `cut`."""
     offset = problem.k.shape[-3] - problem.q.shape[-3]
-    first = flash.attention(
-        problem.q, problem.k[..., :cut, :, :], problem.v[..., :cut, :, :], return_lse=True, q_offset=offset, **options
-    )
-    rest = flash.attention(
-        problem.q,
-        problem.k[..., cut:, :, :],
-        problem.v[..., cut:, :, :],
-        return_lse=True,
-        q_offset=offset - cut,
-        **options,
-    )
-    return first, rest
+    q = backend.array(problem.q)
+    for keys, q_offset in ((slice(cut), offset), (slice(cut, None), offset - cut)):
+        k, v = (backend.array(x[..., keys, :, :]) for x in (problem.k, problem.v))
+        yield flash.attention(q, k, v, return_lse=True, q_offset=q_offset, **options)
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("cut", [0, 1, 30, 68, 69])
+@pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_merge_is_attention_over_all_keys(dtype, cut):
+@pytest.mark.parametrize("cut", [0, 1, 30, 68, 69])
+def test_merge_is_attention_over_all_keys(backend, dtype, cut):
     """Also where one part is empty, as a whole (cut 0 and 69) or for the rows that the triangle hides it from."""
     problem = Case(Shape((2, 2), 37, 69), dtype).make()
-    first, rest = parts(problem, cut, causal=True)
+    first, rest = parts(backend, problem, cut, causal=True)
     eps = float(ml_dtypes.finfo(dtype_of(dtype)).eps)
     exact_o, exact_lse = flash.reference.attention(*problem.qkv, causal=True, return_lse=True, dtype="f8")
     for a, b in ((first, rest), (rest, first)):
         o, lse = flash.merge(*a, *b)
         assert (o.dtype, lse.dtype) == (a[0].dtype, a[1].dtype)
+        o, lse = to_numpy(backend, (o, lse))
         numpy.testing.assert_allclose(o.astype("f8"), exact_o, atol=8 * eps, rtol=0)
         numpy.testing.assert_allclose(lse, exact_lse, rtol=0, atol=32 * float(numpy.finfo(lse.dtype).eps))
 
@@ -126,14 +132,18 @@ def test_merge_of_empty_parts(kind):
         assert_same_bits(tuple(map(kind.numpy, merged)), tuple(map(kind.numpy, wanted)))
 
 
-def test_merge_of_far_apart_parts():
+def test_merge_of_far_apart_parts(backend):
     """lse of +-1e4: the smaller part vanishes, and nothing overflows."""
     o1, o2 = numpy.ones((1, 1, 4), "f4"), numpy.full((1, 1, 4), 3.0, "f4")
+
+    def merge(low, high):
+        lse1, lse2 = (numpy.full((1, 1), lse, "f4") for lse in (low, high))
+        return to_numpy(backend, flash.merge(*map(backend.array, (o1, lse1, o2, lse2))))
+
     for low, high in ((-1e4, 1e4), (-1e4, -9e3), (9e3, 1e4), (-math.inf, -1e4)):
-        lse1, lse2 = numpy.full((1, 1), low, "f4"), numpy.full((1, 1), high, "f4")
-        o, lse = flash.merge(o1, lse1, o2, lse2)
+        o, lse = merge(low, high)
         assert (o == 3.0).all() and (lse == numpy.float32(high)).all()
-    o, lse = flash.merge(o1, numpy.full((1, 1), 1e4, "f4"), o2, numpy.full((1, 1), 1e4, "f4"))
+    o, lse = merge(1e4, 1e4)
     assert (o == 2.0).all()
     numpy.testing.assert_allclose(lse, 1e4 + math.log(2.0), rtol=1e-7)
 
@@ -145,15 +155,28 @@ def test_merge_of_far_apart_parts():
 @pytest.mark.parametrize("dropout", [0.0, 0.3, 0.97, 1.0])
 def test_dropout_mask_is_what_the_kernel_keeps(backend, dropout):
     """With q = 0 all p are equal and with v = identity o shows which of them were kept."""
-    N, L, H = (2, 3), 71, 3
+    shape = backend.smaller(Shape((2, 3), 71, 71, 3, 3), N=(1, 2), Hq=2)
+    N, L, H = shape.N, shape.Lq, shape.Hq
     q = numpy.zeros((*N, L, H, 8), "f4")
     v = numpy.broadcast_to(numpy.eye(L, dtype="f4")[:, None, :], (*N, L, H, L)).copy()
     for seed in (0, 2**40 + 7, 2**64 - 1):
         o = flash.attention(*map(backend.array, (q, q, v)), dropout=dropout, seed=seed)
         keep = flash.dropout_mask(seed, dropout, (*N, H, L, L))
         assert_same_bits(backend.numpy(o).swapaxes(-3, -2) != 0.0, keep)
-        assert abs(keep.mean() - (1.0 - dropout)) < 0.01
+        assert abs(keep.mean() - (1.0 - dropout)) < 2.0 / math.sqrt(keep.size)
         numpy.testing.assert_array_equal(keep, flash.reference.dropout_mask(seed, dropout, keep.shape))
+
+
+@pytest.mark.parametrize("seed", [7, 2**63 + 5])
+def test_dropout_mask_into_any_array(backend, seed):
+    """The C function, which makes it where the array is, with the array's strides."""
+    wanted = flash.reference.dropout_mask(seed, 0.3, (2, 3, 65, 70))
+    for order in ((0, 1, 2, 3), (3, 1, 0, 2)):  # axes as they lie in memory
+        memory = numpy.zeros([wanted.shape[axis] for axis in order], bool)
+        keep = backend.array(memory.transpose(numpy.argsort(order)))
+        with Call.on(keep, "keep") as call:
+            c_check(lib.flash_dropout_mask(seed, 0.3, tensor_at(call.read(keep, "keep")), call.stream_pointer()))
+        numpy.testing.assert_array_equal(backend.numpy(keep), wanted)
 
 
 def test_dropout_is_the_same_in_the_backward(backend):
