@@ -27,8 +27,8 @@ class NumPy:
     backend = "cpu"
     dtypes: ClassVar[tuple[str, ...]] = DTYPES
 
-    # What the sweep may take. The emulator is slow: there cases are smaller, one of several values is taken in turn (mark
-    # `in_turn`), and lengths above 257 meet short ones only.
+    # What the sweep may take. The emulator is slow: there cases are smaller, one of several values is taken in turn
+    # (mark `in_turn`), and lengths above 257 meet short ones only.
     most_scores = 1 << 60
 
     def random_cases(self) -> Any:
