@@ -87,9 +87,62 @@ FLASH_INLINE constexpr int backward_shared_bytes(int head_dim) {
 FLASH_INLINE constexpr TileShape bias_tile_shape() { return backward_tile(kAnyHeadDim); }
 FLASH_INLINE constexpr int bias_shared_bytes() { return backward_shared_bytes(kAnyHeadDim); }
 
+// ---- Tensor cores ---------------------------------------------------------------------------------------------------
+
+// A tile of scores whose rows are shared out among warps.
+struct TensorTile {
+  int rows, columns, warps;
+  FLASH_INLINE constexpr int threads() const { return warps * 32; }
+  FLASH_INLINE constexpr int warp_rows() const { return rows / warps; }
+};
+
+constexpr int kTensorHeadDims[] = {64, 128, 192, 256};
+FLASH_INLINE constexpr int built_tensor_head_dim(int64_t D, int64_t Dv) {
+  for (int head_dim : kTensorHeadDims)
+    if (D <= head_dim && Dv <= head_dim) return head_dim;
+  return 0;
+}
+// 32 queries a warp where registers hold O and the scores of as many (192 of 255 at 128): each fragment of k and v then
+// serves two products. Else 16: from 192 on, and with options, whose rules take registers too. Tiles of 256 are smaller
+// so that q, k and v fit 99 KiB.
+FLASH_INLINE constexpr TensorTile forward_sm80_tile(int head_dim, bool has_options) {
+  if (head_dim == 256) return {64, has_options ? 32 : 64, 4};
+  return {128, 64, head_dim <= 128 && !has_options ? 4 : 8};
+}
+FLASH_INLINE constexpr int forward_sm80_blocks(int head_dim, bool has_options) {
+  return head_dim <= 64 && !has_options ? 2 : 1;
+}
+FLASH_INLINE constexpr int forward_sm80_shared_bytes(int head_dim, bool has_options) {
+  const TensorTile tile = forward_sm80_tile(head_dim, has_options);
+  return 2 * head_dim * (tile.rows + 2 * tile.columns);
+}
+
+// 16 rows a warp: dk and dv (or dq) in registers beside two tiles of scores. The columns, and the rows from 192 on, are
+// what leaves room for two stages of the other side in 99 KiB and, at 256, for the scores in registers.
+FLASH_INLINE constexpr TensorTile backward_sm80_tile(int head_dim) {
+  if (head_dim <= 64) return {128, 64, 8};
+  if (head_dim <= 128) return {128, 32, 8};
+  return {64, head_dim <= 192 ? 32 : 16, 4};
+}
+constexpr int kBackwardStages = 2;
+// Whether registers hold dk and dv at once. Else keys are gone through twice.
+FLASH_INLINE constexpr bool sums_keys_at_once_sm80(int head_dim) { return head_dim <= 128; }
+FLASH_INLINE constexpr int backward_sm80_shared_bytes(int head_dim) {
+  const TensorTile tile = backward_sm80_tile(head_dim);
+  const int facts = 2 * 4 * tile.columns;  // lse2 and delta of each query, where the other side is queries
+  return 2 * 2 * head_dim * (tile.rows + kBackwardStages * tile.columns) + kBackwardStages * facts;
+}
+
+// ---- All ------------------------------------------------------------------------------------------------------------
+
 constexpr int kMostSharedBytes = 99 * 1024;
 static_assert(forward_shared_bytes(576) <= kMostSharedBytes && forward_shared_bytes(128) <= kMostSharedBytes &&
-                  backward_shared_bytes(128) <= kMostSharedBytes && backward_shared_bytes(576) <= kMostSharedBytes,
+                  backward_shared_bytes(128) <= kMostSharedBytes && backward_shared_bytes(576) <= kMostSharedBytes &&
+                  forward_sm80_shared_bytes(192, true) <= kMostSharedBytes &&
+                  forward_sm80_shared_bytes(256, false) <= kMostSharedBytes &&
+                  backward_sm80_shared_bytes(128) <= kMostSharedBytes &&
+                  backward_sm80_shared_bytes(192) <= kMostSharedBytes &&
+                  backward_sm80_shared_bytes(256) <= kMostSharedBytes,
               "a block of threads must fit any GPU");
 
 // Threads of the kernels that go over queries or elements one by one.

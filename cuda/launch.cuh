@@ -30,10 +30,13 @@ cudaError_t launch_kernel(void (*kernel)(Params), const void *params, const Laun
 
 #define FLASH_OPTIONS_plain false
 #define FLASH_OPTIONS_options true
+#define FLASH_INSTANCE_any(operation, head_dim, options) operation<head_dim, FLASH_OPTIONS_##options>
+#define FLASH_INSTANCE_float16(operation, head_dim, options) operation<Half, head_dim, FLASH_OPTIONS_##options>
+#define FLASH_INSTANCE_bfloat16(operation, head_dim, options) operation<Bfloat, head_dim, FLASH_OPTIONS_##options>
 
-#define FLASH_KERNEL(header, operation, head_dim, options)                                    \
-  namespace flash {                                                                           \
-  int launch_##operation##_##head_dim##_##options(const void *params, const Launch &launch) { \
-    return launch_kernel(operation<head_dim, FLASH_OPTIONS_##options>, params, launch);       \
-  }                                                                                           \
+#define FLASH_KERNEL(header, operation, type, head_dim, options)                                       \
+  namespace flash {                                                                                    \
+  int launch_##operation##_##type##_##head_dim##_##options(const void *params, const Launch &launch) { \
+    return launch_kernel(FLASH_INSTANCE_##type(operation, head_dim, options), params, launch);         \
+  }                                                                                                    \
   }

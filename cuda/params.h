@@ -15,8 +15,8 @@ namespace flash {
 // kernels would make the library three times as large.
 struct Rows {
   RowsView view;
-  DType dtype;     // float16, bfloat16 or float32
-  bool is_vector;  // every row consists of aligned groups of four numbers
+  DType dtype;  // float16, bfloat16 or float32
+  int aligned;  // every row consists of aligned groups of this many numbers: 8, 4 or 1
 };
 
 // One direction of a block mask. Its lines are rows of blocks (seen from queries) or columns of blocks (seen from

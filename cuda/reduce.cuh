@@ -1,10 +1,9 @@
 // Sums and maxima over threads, always in the same order.
 #pragma once
+#include "isa/index.h"
 #include "isa/sm80.cuh"
 
 namespace flash {
-
-constexpr int kWarp = 32;
 
 // Over `kLanes` neighbouring lanes, a power of two; each of them gets the result.
 template <int kLanes>

@@ -2,6 +2,7 @@
 // the options; alignment comes from geometry.h, dropout from random.h.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "number.cuh"
 #include "random.h"
@@ -161,24 +162,46 @@ __device__ __forceinline__ void apply_rules(const Attention &x, const Head &head
     for (int b = 0; b < kColumns; ++b) s[a][b] = own[a * row_step + b * column_step];
 }
 
+// The same without softcap's derivative and without shared memory: every score's rules are compiled in place. Queries
+// that are not real get any score.
+template <bool kOptions, class P>
+__device__ __forceinline__ void apply_rules_in_registers(const Attention &x, const Head &head, const Band &band,
+                                                         const P &part, bool sees_all,
+                                                         float (&s)[P::kRows][P::kColumns]) {
+  if (!kOptions && sees_all) return;
+#pragma unroll
+  for (int a = 0; a < P::kRows; ++a)
+#pragma unroll
+    for (int b = 0; b < P::kColumns; ++b) {
+      const int i = part.query(a, b), j = part.key(a, b);
+      bool visible = sees_all || sees(band, i, j);
+      if (kOptions) visible = visible && i >= 0 && mask_allows(x, head, i, j);
+      if (!visible)
+        s[a][b] = -infinity();
+      else if (kOptions)
+        s[a][b] = shaped(x, head, x.softcap > 0 ? tanh_of(x, s[a][b]) : s[a][b], i, j);
+    }
+}
+
 // Which pairs dropout keeps: bit kColumns * a + b. Rows 2n and 2n + 1 are neighbours, the first at an even position,
 // and so are columns: one draw serves such a square. What is kept where there is no pair does not matter.
 template <class P>
-__device__ __forceinline__ uint64_t kept_pairs(const Attention &x, const Head &head, const P &part) {
+__device__ __forceinline__ auto kept_pairs(const Attention &x, const Head &head, const P &part) {
   constexpr int kRows = P::kRows, kColumns = P::kColumns;
   static_assert(kRows % 2 == 0 && kColumns % 2 == 0 && kRows * kColumns <= 64, "squares of 2 x 2, in one word");
-  uint64_t kept = 0;
+  using Word = std::conditional_t<kRows * kColumns <= 32, uint32_t, uint64_t>;
+  Word kept = 0;
   if (x.keep_threshold >> 32 != 0) return kept;
   const uint32_t least = static_cast<uint32_t>(x.keep_threshold);
 #pragma unroll 1  // all draws at once would take more registers than there are
   for (int square = 0; square < kRows * kColumns / 4; ++square) {
     const int a = square / (kColumns / 2) * 2, b = square % (kColumns / 2) * 2;
     const Philox words = dropout_words(head.seed, head.b, head.h, part.query(a, b), part.key(a, b));
-    uint64_t bits = 0;
+    Word bits = 0;
     if (words.word[0] >= least) bits |= 1;
     if (words.word[P::kQueryRows ? 1 : 2] >= least) bits |= 2;
-    if (words.word[P::kQueryRows ? 2 : 1] >= least) bits |= uint64_t{1} << kColumns;
-    if (words.word[3] >= least) bits |= uint64_t{2} << kColumns;
+    if (words.word[P::kQueryRows ? 2 : 1] >= least) bits |= Word{1} << kColumns;
+    if (words.word[3] >= least) bits |= Word{2} << kColumns;
     kept |= bits << (kColumns * a + b);
   }
   return kept;

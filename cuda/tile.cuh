@@ -32,8 +32,8 @@ FLASH_INLINE int chunks_of(int columns) {
 
 #if defined(__CUDACC__)
 __device__ __forceinline__ float *shared_memory() {
-  extern __shared__ float4 flash_shared_memory[];
-  return reinterpret_cast<float *>(flash_shared_memory);
+  extern __shared__ __align__(128) float flash_shared_memory[];
+  return flash_shared_memory;
 }
 #else
 float *shared_memory();
@@ -72,7 +72,7 @@ __device__ __forceinline__ Source source_of(const Rows &rows, int64_t b, int hea
           static_cast<int>(length),
           columns,
           rows.dtype,
-          rows.is_vector};
+          rows.aligned >= 4};
 }
 
 // to[n][c] = number begin + c of the row at the tile's slot_of(n), for c < kChunk; zeros where there is none. The rows
@@ -199,7 +199,7 @@ __device__ __forceinline__ void store_rows(const float *from, int stride, const 
     if (position < 0 || position >= end || begin + c >= columns) continue;
     const int64_t index = b * view.batch + head * view.head + position * view.row + begin + c;
     const float4 x = load_four(from + n * stride + c);
-    if (to.is_vector) {
+    if (to.aligned >= 4) {
       char *const four = static_cast<char *>(view.data) + index * size_bytes(to.dtype);
       if (to.dtype == DType::kFloat32)
         store_narrow<float>(x, four);

@@ -27,24 +27,30 @@ struct Granules {
   int first[kNumber];  // -1 = nothing there
 
   // Of one slot of the tile; -1 = nothing there.
-  FLASH_INLINE int position(int slot) const {
-    static_assert(kNumber == 2 || kNumber == 4, "tiles have 32 or 64 rows and columns");
+  FLASH_INLINE int position(int slot) const { return position(slot / kGranule, slot % kGranule); }
+  FLASH_INLINE int position(int granule, int offset) const {
+    static_assert(kNumber == 1 || kNumber == 2 || kNumber == 4, "tiles have 16, 32 or 64 rows and columns");
     // Read whether needed or not: an array that is indexed at run time would live in memory, not in registers.
-    const int first0 = first[0], first1 = first[1], first2 = first[kNumber - 2], first3 = first[kNumber - 1];
-    const int g = slot / kGranule;
-    const int base = g == 0 ? first0 : g == 1 ? first1 : g == 2 ? first2 : first3;
-    return base < 0 ? -1 : base + slot % kGranule;
+    const int first0 = first[0], first1 = first[kNumber > 1 ? 1 : 0], first2 = first[kNumber > 2 ? 2 : 0],
+              first3 = first[kNumber - 1];
+    const int base = granule == 0 ? first0 : granule == 1 ? first1 : granule == 2 ? first2 : first3;
+    return base < 0 ? -1 : base + offset;
+  }
+  // The first position, -1 where a granule is missing, and the last.
+  FLASH_INLINE int least() const {
+    int found = first[0];
+#pragma unroll
+    for (int g = 1; g < kNumber; ++g) found = first[g] < found ? first[g] : found;
+    return found;
+  }
+  FLASH_INLINE int most() const {
+    int found = first[0];
+#pragma unroll
+    for (int g = 1; g < kNumber; ++g) found = first[g] > found ? first[g] : found;
+    return found + kGranule - 1;
   }
   // From the least position to the greatest; begin is -1 where a granule is missing.
-  FLASH_INLINE Interval hull() const {
-    int least = first[0], most = first[0];
-#pragma unroll
-    for (int g = 1; g < kNumber; ++g) {
-      least = first[g] < least ? first[g] : least;
-      most = first[g] > most ? first[g] : most;
-    }
-    return {least, int64_t{most} + kGranule};
-  }
+  FLASH_INLINE Interval hull() const { return {least(), int64_t{most()} + 1}; }
 };
 
 // Positions [begin, end), begin a multiple of kGranule; what is left of the tile is empty.

@@ -13,24 +13,27 @@ namespace flash {
 
 // ---- The table of kernels -------------------------------------------------------------------------------------------
 
-#define FLASH_KERNEL(header, operation, head_dim, options) \
-  int launch_##operation##_##head_dim##_##options(const void *params, const Launch &launch);
+#define FLASH_KERNEL(header, operation, type, head_dim, options) \
+  int launch_##operation##_##type##_##head_dim##_##options(const void *params, const Launch &launch);
 #include "../cuda/instances.def"
 #undef FLASH_KERNEL
 
 namespace {
 
+// What instances.def calls them.
 constexpr bool plain = false, options = true;
+constexpr DType any = kAnyType, float16 = DType::kFloat16, bfloat16 = DType::kBfloat16;
 
 struct Kernel {
   Operation operation;
+  DType dtype;
   int head_dim;
   bool has_options;
   int (*launch)(const void *params, const Launch &launch);
 };
 constexpr Kernel kKernels[] = {
-#define FLASH_KERNEL(header, operation, head_dim, with) \
-  {Operation::operation, head_dim, with, launch_##operation##_##head_dim##_##with},
+#define FLASH_KERNEL(header, operation, type, head_dim, with) \
+  {Operation::operation, type, head_dim, with, launch_##operation##_##type##_##head_dim##_##with},
 #include "../cuda/instances.def"
 #undef FLASH_KERNEL
 };
@@ -39,7 +42,8 @@ template <class Params>
 void start(const KernelLaunch &x, const Params &params, void *stream) {
   if (x.tasks == 0) return;
   for (const Kernel &kernel : kKernels) {
-    if (kernel.operation != x.operation || kernel.head_dim != x.head_dim || kernel.has_options != x.has_options) {
+    if (kernel.operation != x.operation || kernel.dtype != x.dtype || kernel.head_dim != x.head_dim ||
+        kernel.has_options != x.has_options) {
       continue;
     }
     const int error = kernel.launch(&params, {x.tasks, x.threads, x.shared_bytes, stream});
@@ -57,10 +61,12 @@ void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView 
   const CudaDeviceGuard guard(problem.device_id);
   ForwardParams params{};
   params.attention = cuda_attention(problem);
-  params.tiles = cuda_query_tiles(problem, forward_tile(built_head_dim(problem.D, problem.Dv)));
   params.o = cuda_rows(o, problem.dtype, problem.Dv);
   params.lse = lse;
-  for (const KernelLaunch &launch : plan.launches) start(launch, params, stream);
+  for (const KernelLaunch &launch : plan.launches) {
+    params.tiles = cuda_query_tiles(problem, launch.tile_rows);
+    start(launch, params, stream);
+  }
 }
 
 void cuda_backward(const Problem &problem, const BackwardArguments &x, void *workspace, void *stream) {
@@ -73,7 +79,6 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
   const Attention attention = cuda_attention(problem);
   const DType dtype = problem.dtype;
   const Rows dout = cuda_rows(x.dout, dtype, problem.Dv);
-  const TileShape tile = backward_tile(built_head_dim(problem.D, problem.Dv));
 
   PrepareParams prepare{};
   prepare.attention = attention;
@@ -106,11 +111,13 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
         start(launch, prepare, stream);
         break;
       case Operation::backward_keys_any:
-        gradients.tiles = cuda_key_tiles(problem, tile);
+      case Operation::backward_keys_sm80:
+        gradients.tiles = cuda_key_tiles(problem, launch.tile_rows);
         start(launch, gradients, stream);
         break;
       case Operation::backward_queries_any:
-        gradients.tiles = cuda_query_tiles(problem, tile);
+      case Operation::backward_queries_sm80:
+        gradients.tiles = cuda_query_tiles(problem, launch.tile_rows);
         start(launch, gradients, stream);
         break;
       case Operation::backward_bias_any:
@@ -135,8 +142,8 @@ void cuda_weights(const Problem &problem, const int64_t *rows, int64_t rows_stri
   params.weights = static_cast<float *>(weights.data);
   params.batch = weights.batch, params.head = weights.head, params.row = weights.row, params.column = weights.column;
   params.tasks = problem.Lk == 0 ? 0 : problem.B * problem.Hq * count;
-  start({Operation::weights_any, 0, options, params.tasks, kWeightsThreads,
-         kWeightsThreads * static_cast<int>(sizeof(float))},
+  start({Operation::weights_any, kAnyType, 0, options, params.tasks, kWeightsThreads,
+         kWeightsThreads * static_cast<int>(sizeof(float)), 0},
         params, stream);
 }
 
@@ -151,8 +158,8 @@ void cuda_dropout_mask(int device_id, uint64_t seed, double dropout, bool *keep,
     params.extent[axis] = extent[axis], params.stride[axis] = stride[axis];
     params.tasks *= extent[axis];
   }
-  start({Operation::dropout_mask_any, 0, plain, ceil_div(params.tasks, kPlainThreads), kPlainThreads, 0}, params,
-        stream);
+  start({Operation::dropout_mask_any, kAnyType, 0, plain, ceil_div(params.tasks, kPlainThreads), kPlainThreads, 0, 0},
+        params, stream);
 }
 
 void cuda_merge(int device_id, DType dtype, int64_t B, int64_t Lq, int64_t Hq, int64_t Dv, MergePart first,
@@ -164,7 +171,8 @@ void cuda_merge(int device_id, DType dtype, int64_t B, int64_t Lq, int64_t Hq, i
   params.lse1 = first.lse, params.lse2 = second.lse, params.lse = merged.lse;
   params.Lq = Lq, params.Hq = Hq, params.Dv = Dv;
   params.tasks = B * Hq * Lq;
-  start({Operation::merge_any, 0, plain, ceil_div(params.tasks, kPlainThreads / 32), kPlainThreads, 0}, params, stream);
+  start({Operation::merge_any, kAnyType, 0, plain, ceil_div(params.tasks, kPlainThreads / 32), kPlainThreads, 0, 0},
+        params, stream);
 }
 
 #else

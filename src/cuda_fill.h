@@ -7,7 +7,6 @@
 
 namespace flash {
 
-// Rows move in groups of four numbers where every row consists of aligned ones.
 Rows cuda_rows(const RowsView &view, DType dtype, int64_t columns);
 
 Attention cuda_attention(const Problem &problem);
@@ -19,8 +18,8 @@ bool has_score_options(const Problem &problem);
 // gradient of a bias is cut: see cuda_bias_pieces.
 KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const ScoresView &dbias, int64_t most_partial);
 // What one of them goes over.
-Tiles cuda_query_tiles(const Problem &problem, TileShape tile);
-Tiles cuda_key_tiles(const Problem &problem, TileShape tile);
+Tiles cuda_query_tiles(const Problem &problem, int tile_rows);
+Tiles cuda_key_tiles(const Problem &problem, int tile_rows);
 
 // Tiles of queries (keys) of `heads` heads; none crosses a line of the block mask, whose blocks have `block` of them.
 Tiles cuda_tiles(int64_t B, int64_t heads, int64_t length, int tile_rows, int64_t block);

@@ -12,7 +12,6 @@ namespace flash {
 namespace {
 
 constexpr double kLog2E = 1.44269504088896340736;
-constexpr int64_t kNumbersAtOnce = 4;
 
 BlockLists lists_by_row(const Problem &problem) {
   const BlockMaskView &x = problem.blocks;
@@ -59,10 +58,15 @@ float *take(char *base, size_t *used, int64_t count) {
 }  // namespace
 
 Rows cuda_rows(const RowsView &view, DType dtype, int64_t columns) {
-  const auto fits = [](int64_t count) { return count % kNumbersAtOnce == 0; };
-  const bool is_aligned =
-      reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(kNumbersAtOnce * size_bytes(dtype)) == 0;
-  return {view, dtype, is_aligned && fits(columns) && fits(view.batch) && fits(view.row) && fits(view.head)};
+  for (int count : {8, 4}) {
+    const auto fits = [&](int64_t numbers) { return numbers % count == 0; };
+    const uintptr_t bytes = static_cast<uintptr_t>(count) * static_cast<uintptr_t>(size_bytes(dtype));
+    if (reinterpret_cast<uintptr_t>(view.data) % bytes == 0 && fits(columns) && fits(view.batch) && fits(view.row) &&
+        fits(view.head)) {
+      return {view, dtype, count};
+    }
+  }
+  return {view, dtype, 1};
 }
 
 Attention cuda_attention(const Problem &problem) {
@@ -147,49 +151,100 @@ CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint3
   return memory;
 }
 
+namespace {
+
+// The kernel family for a problem and its tiles.
+struct Choice {
+  bool is_tensor;  // on tensor cores
+  DType dtype;
+  int head_dim, rows, columns, threads, shared_bytes;
+};
+
+Choice choose(const Problem &problem, uint32_t wanted) {
+  const bool is_forward = wanted == 0;
+  const int tensor_head_dim = built_tensor_head_dim(problem.D, problem.Dv);
+  if (size_bytes(problem.dtype) == 2 && tensor_head_dim != 0) {
+    const bool has_options = has_score_options(problem);
+    if (is_forward) {
+      const TensorTile tile = forward_sm80_tile(tensor_head_dim, has_options);
+      return {true,
+              problem.dtype,
+              tensor_head_dim,
+              tile.rows,
+              tile.columns,
+              tile.threads(),
+              forward_sm80_shared_bytes(tensor_head_dim, has_options)};
+    }
+    const TensorTile tile = backward_sm80_tile(tensor_head_dim);
+    return {true,
+            problem.dtype,
+            tensor_head_dim,
+            tile.rows,
+            tile.columns,
+            tile.threads(),
+            backward_sm80_shared_bytes(tensor_head_dim)};
+  }
+  const int head_dim = built_head_dim(problem.D, problem.Dv);
+  const TileShape tile = is_forward ? forward_tile(head_dim) : backward_tile(head_dim);
+  return {false,
+          kAnyType,
+          head_dim,
+          tile.rows,
+          tile.columns,
+          tile.threads(),
+          is_forward ? forward_shared_bytes(head_dim) : backward_shared_bytes(head_dim)};
+}
+
+}  // namespace
+
 const char *name(Operation operation) {
-#define FLASH_KERNEL(header, name, head_dim, options) \
+#define FLASH_KERNEL(header, name, type, head_dim, options) \
   if (operation == Operation::name) return #name;
 #include "../cuda/instances.def"
 #undef FLASH_KERNEL
   return "unknown operation";
 }
 
-Tiles cuda_query_tiles(const Problem &problem, TileShape tile) {
-  return cuda_tiles(problem.B, problem.Hq, problem.Lq, tile.rows, problem.blocks.block_q);
+Tiles cuda_query_tiles(const Problem &problem, int tile_rows) {
+  return cuda_tiles(problem.B, problem.Hq, problem.Lq, tile_rows, problem.blocks.block_q);
 }
-Tiles cuda_key_tiles(const Problem &problem, TileShape tile) {
-  return cuda_tiles(problem.B, problem.Hk, problem.Lk, tile.rows, problem.blocks.block_k);
+Tiles cuda_key_tiles(const Problem &problem, int tile_rows) {
+  return cuda_tiles(problem.B, problem.Hk, problem.Lk, tile_rows, problem.blocks.block_k);
 }
 
 KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const ScoresView &dbias, int64_t most_partial) {
-  const int head_dim = built_head_dim(problem.D, problem.Dv);
+  const Choice choice = choose(problem, wanted);
   const bool has_options = has_score_options(problem);
   KernelLaunches launches{};
   const auto add = [&](KernelLaunch launch) {
     if (launch.tasks > 0) launches.list[launches.count++] = launch;
   };
+  const auto add_tiles = [&](Operation operation, const Tiles &tiles) {
+    add({operation, choice.dtype, choice.head_dim, has_options, tiles.tasks, choice.threads, choice.shared_bytes,
+         choice.rows});
+  };
   if (wanted == 0) {
-    const TileShape tile = forward_tile(head_dim);
-    add({Operation::forward_any, head_dim, has_options, cuda_query_tiles(problem, tile).tasks, tile.threads(),
-         forward_shared_bytes(head_dim)});
+    add_tiles(choice.is_tensor ? Operation::forward_sm80 : Operation::forward_any,
+              cuda_query_tiles(problem, choice.rows));
     return launches;
   }
-  const TileShape tile = backward_tile(head_dim);
-  const auto add_gradient = [&](Operation operation, const Tiles &tiles) {
-    add({operation, head_dim, has_options, tiles.tasks, tile.threads(), backward_shared_bytes(head_dim)});
-  };
   const auto add_plain = [&](Operation operation, int64_t tasks, int shared_bytes) {
-    add({operation, 0, false, tasks, kPlainThreads, shared_bytes});
+    add({operation, kAnyType, 0, false, tasks, kPlainThreads, shared_bytes, 0});
   };
   add_plain(Operation::backward_prepare_any, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
   const int before = launches.count;
-  if (wanted & (FLASH_DK | FLASH_DV)) add_gradient(Operation::backward_keys_any, cuda_key_tiles(problem, tile));
-  if (wanted & FLASH_DQ) add_gradient(Operation::backward_queries_any, cuda_query_tiles(problem, tile));
+  if (wanted & (FLASH_DK | FLASH_DV)) {
+    add_tiles(choice.is_tensor ? Operation::backward_keys_sm80 : Operation::backward_keys_any,
+              cuda_key_tiles(problem, choice.rows));
+  }
+  if (wanted & FLASH_DQ) {
+    add_tiles(choice.is_tensor ? Operation::backward_queries_sm80 : Operation::backward_queries_any,
+              cuda_query_tiles(problem, choice.rows));
+  }
   if (wanted & FLASH_DBIAS) {
     const BiasPieces pieces = cuda_bias_pieces(problem, dbias, most_partial);
-    add({Operation::backward_bias_any, 0, true, pieces.own.product() * pieces.splits, bias_tile_shape().threads(),
-         bias_shared_bytes()});
+    add({Operation::backward_bias_any, kAnyType, 0, true, pieces.own.product() * pieces.splits,
+         bias_tile_shape().threads(), bias_shared_bytes(), 0});
     if (pieces.splits > 1) {
       add_plain(Operation::backward_bias_sum_any, threads_to_blocks(bias_partial_count(pieces, dbias) / pieces.splits),
                 0);
@@ -206,14 +261,20 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
   if (problem.dtype == DType::kFloat8) {
     fail(FLASH_UNSUPPORTED, "q: float8_e4m3fn isn't supported yet; convert to float16, bfloat16 or float32");
   }
-  const int head_dim = built_head_dim(problem.D, problem.Dv);
+  const Choice choice = choose(problem, wanted);
   Plan plan{};
-  plan.kernel = wanted == 0 ? "forward_any" : "backward_any";
-  plan.path = "float32";
-  plan.limit = problem.dtype == DType::kFloat32 ? nullptr : "the kernels for tensor cores are not part of this version";
+  if (choice.is_tensor) {
+    plan.kernel = wanted == 0 ? "forward_sm80" : "backward_sm80";
+    plan.path = "tensor cores";
+    if (device.compute_capability >= 90)
+      plan.limit = "the kernels for Hopper's own tensor cores are not part of this version";
+  } else {
+    plan.kernel = wanted == 0 ? "forward_any" : "backward_any";
+    plan.path = "float32";
+    if (problem.dtype != DType::kFloat32) plan.limit = "the kernels for tensor cores take head dimensions to 256";
+  }
   plan.workers = device.multiprocessors;
-  const TileShape tile = wanted == 0 ? forward_tile(head_dim) : backward_tile(head_dim);
-  plan.block_q = cuda_query_tiles(problem, tile).step, plan.block_k = tile.columns;
+  plan.block_q = cuda_query_tiles(problem, choice.rows).step, plan.block_k = choice.columns;
   plan.launches = cuda_launches(problem, wanted, problem.bias, INT64_MAX);
   for (const KernelLaunch &launch : plan.launches) {
     const bool is_small =

@@ -42,6 +42,25 @@ FLASH_INLINE Interval keys_of(Window window, Sequence sequence, int64_t i) {
   return {larger(0, position - window.left), smaller(sequence.kv_len, position + window.right + 1)};
 }
 
+// The same rule by diagonals, in 32 bits and without a look at q_len: a real query i sees key j where low <= j - i <=
+// high and j is real; -1 is no key.
+struct Band {
+  int low, high, kv_len;
+};
+FLASH_INLINE Band band_of(Window window, Sequence sequence) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 1;  // beyond any difference of positions
+  return {static_cast<int>(clamp(sequence.offset - window.left, -kMost, kMost)),
+          static_cast<int>(clamp(sequence.offset + window.right, -kMost, kMost)), static_cast<int>(sequence.kv_len)};
+}
+FLASH_INLINE bool sees(Band band, int i, int j) {
+  return static_cast<unsigned>(j) < static_cast<unsigned>(band.kv_len) && j - i >= band.low && j - i <= band.high;
+}
+// Whether every real query from first_query to last_query sees every key from first_key, which may be -1, to last_key.
+FLASH_INLINE bool all_see_all(Band band, int first_query, int last_query, int first_key, int last_key) {
+  return first_key >= 0 && last_key < band.kv_len && first_key - last_query >= band.low &&
+         last_key - first_query <= band.high;
+}
+
 // The queries that may see key j.
 FLASH_INLINE Interval queries_of(Window window, Sequence sequence, int64_t j) {
   if (j >= sequence.kv_len) return {0, 0};

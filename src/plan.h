@@ -15,6 +15,9 @@ constexpr size_t kWorkspaceAlignment = 64;
 
 // The operations of cuda/instances.def, in no order that matters.
 enum class Operation : uint8_t {
+  forward_sm80,
+  backward_keys_sm80,
+  backward_queries_sm80,
   forward_any,
   backward_keys_any,
   backward_queries_any,
@@ -29,13 +32,18 @@ enum class Operation : uint8_t {
 // "forward_any", ...
 const char *name(Operation operation);
 
+// In cuda/instances.def: the kernel takes any type that there is on CUDA.
+constexpr DType kAnyType = DType::kFloat32;
+
 // A start of a CUDA kernel: which row of cuda/instances.def, and with what.
 struct KernelLaunch {
   Operation operation;
+  DType dtype;                // kAnyType: read at run time
   int head_dim;               // 0: any
   bool has_options;           // of scores
   int64_t tasks;              // blocks of threads; where a grid can't have so many, they stride over the tasks
   int threads, shared_bytes;  // of a block
+  int tile_rows;              // 0 where tasks are no tiles
 };
 // Those of one call, in the order in which they start. None is there that has nothing to do.
 struct KernelLaunches {
@@ -47,7 +55,7 @@ struct KernelLaunches {
 };
 
 struct Plan {
-  const char *kernel;        // "forward_cpu", "backward_cpu", "forward_any" or "backward_any" (CUDA)
+  const char *kernel;        // "forward_cpu", "backward_cpu", on CUDA "forward_sm80", "forward_any", ...
   const char *path;          // instruction set: "avx512bf16", "avx512", "avx2", "plain"; on CUDA the arithmetic
   const char *limit;         // why not a faster one; NULL if this is the fastest
   int64_t block_q, block_k;  // tile of the score matrix that one step works on

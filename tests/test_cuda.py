@@ -15,6 +15,7 @@ import threading
 
 import emulated
 import emulated_library
+import ml_dtypes
 import numpy as np
 import pytest
 from kinds import CuPy, Emulated
@@ -123,8 +124,10 @@ def test_a_kernel_for_every_row_of_the_table(kind):
     if kind.name != "emulated":
         pytest.skip("only the emulator tells what was launched")
     launched(kind)
-    for head_dim in (64, 128, 256, 576):
-        q = kind.array(normal(2, 1, head_dim))
+    built = [("f4", head_dim) for head_dim in (64, 128, 256, 576)]
+    built += [(dtype, head_dim) for dtype in ("f2", ml_dtypes.bfloat16) for head_dim in (64, 128, 192, 256)]
+    for dtype, head_dim in built:
+        q = kind.array(normal(2, 1, head_dim).astype(dtype))
         for options in ({}, {"softcap": 1.0}):
             o, vjp = flash.attention_vjp(q, q, q, **options)
             vjp(o)

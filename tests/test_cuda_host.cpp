@@ -18,6 +18,8 @@
 #include "cuda_fill.h"
 #include "error.h"
 #include "flash.h"
+#include "geometry.h"
+#include "isa/index.h"
 #include "params.h"
 #include "random.h"
 #include "score.cuh"
@@ -327,9 +329,13 @@ void test_plan() {
   problem.D = 65;
   problem.dtype = DType::kFloat16;
   plan = plan_cuda(problem, 0, kSmall);
-  CHECK(plan.limit != nullptr && plan.workers == 1 && plan.block_q == 64);
+  CHECK(plan.kernel == std::string("forward_sm80") && plan.path == std::string("tensor cores"));
+  CHECK(plan.limit == nullptr && plan_cuda(problem, 0, kLarge).limit != nullptr);
+  CHECK(plan.workers == 1 && plan.block_q == 128 && plan.launches.list[0].head_dim == 128);
+  CHECK(plan_cuda(problem, FLASH_DQ, kSmall).kernel == std::string("backward_sm80"));
   problem.Dv = 576;
-  CHECK(plan_cuda(problem, 0, kSmall).block_q == 32);
+  plan = plan_cuda(problem, 0, kSmall);
+  CHECK(plan.kernel == std::string("forward_any") && plan.limit != nullptr && plan.block_q == 32);
   problem.blocks.block_q = 16, problem.blocks.block_k = 128;
   CHECK(plan_cuda(problem, 0, kSmall).block_q == 16);
 
@@ -384,13 +390,101 @@ void test_workspace() {
   CHECK(wrong == 0);
 }
 
+// ---- Bands, and where numbers lie for tensor cores
+
+void test_band() {
+  int wrong = 0, seen_by_all = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const Window window{draw(0, 2) == 0 ? kOpen : draw(0, 40), draw(0, 2) == 0 ? kOpen : draw(0, 40)};
+    const Sequence sequence{draw(1, 60), draw(0, 60), draw(-80, 80)};
+    const Band band = band_of(window, sequence);
+    for (int i = 0; i < sequence.q_len; ++i)
+      for (int j = -1; j < 70; ++j) {
+        const Interval seen = keys_of(window, sequence, i);
+        wrong += sees(band, i, j) != (j >= seen.begin && j < seen.end);
+      }
+    const int first_query = static_cast<int>(draw(0, sequence.q_len - 1)), first_key = static_cast<int>(draw(-1, 60));
+    const int last_query = static_cast<int>(draw(first_query, sequence.q_len - 1));
+    const int last_key = static_cast<int>(draw(first_key, 70));
+    bool all = true;
+    for (int i = first_query; i <= last_query; ++i)
+      for (int j = first_key; j <= last_key; ++j) all = all && sees(band, i, j);
+    wrong += all_see_all(band, first_query, last_query, first_key, last_key) != all;
+    seen_by_all += all;
+  }
+  CHECK(wrong == 0);
+  CHECK(seen_by_all > 50);
+  // At the ends of what positions and offsets may be.
+  constexpr int kLast = INT32_MAX - 1;
+  for (int64_t offset : {-(int64_t{1} << 30), int64_t{0}, int64_t{1} << 30}) {
+    const Sequence longest{INT32_MAX, INT32_MAX, offset};
+    for (Window window : {Window{kOpen, kOpen}, Window{0, 0}, Window{5, kOpen}, Window{kOpen, (int64_t{1} << 30) - 1}})
+      for (int i : {0, 1, 1 << 30, kLast})
+        for (int j : {-1, 0, 1, 1 << 30, kLast}) {
+          const Interval seen = keys_of(window, longest, i);
+          CHECK(sees(band_of(window, longest), i, j) == (j >= seen.begin && j < seen.end));
+        }
+  }
+}
+
+void test_fragments() {
+  for (int units : {8, 16, 24, 32}) {
+    std::set<int> places;
+    int conflicts = 0, wrong = 0;
+    for (int row = 0; row < 64; ++row)
+      for (int unit = 0; unit < units; ++unit) places.insert(swizzled_offset_bytes(row, unit, units));
+    CHECK(static_cast<int>(places.size()) == 64 * units && *places.rbegin() == (64 * units - 1) * 16);
+    for (int first = 0; first < 64; first += 8)
+      for (int unit = 0; unit < units; ++unit) {
+        std::set<int> banks;  // groups of four
+        for (int row = first; row < first + 8; ++row) banks.insert(swizzled_offset_bytes(row, unit, units) / 16 % 8);
+        conflicts += banks.size() != 8;
+      }
+    for (int row = 0; row < 64; ++row)
+      for (int unit = 0; unit < 2; ++unit)
+        for (int step = 0; unit + step < units; step += 2)
+          wrong += swizzled_step(static_cast<uint32_t>(swizzled_offset_bytes(row, unit, units)), step) !=
+                   static_cast<uint32_t>(swizzled_offset_bytes(row, unit + step, units));
+    CHECK(conflicts == 0 && wrong == 0);
+  }
+  std::set<int> rows;
+  for (int n = 0; n < 32; ++n) rows.insert(paired_row(n));
+  CHECK(rows.size() == 32 && *rows.rbegin() == 31);
+  for (int lane = 0; lane < 32; ++lane) {
+    CHECK(paired_row(fragment_row(lane) + 8) == paired_row(fragment_row(lane)) + 1);
+    CHECK(paired_row(fragment_row(lane)) % 2 == 0 && fragment_column(lane) % 2 == 0);
+    CHECK(row_major_matrix(lane).row % 8 == lane % 8 && column_major_matrix(lane).row % 8 == lane % 8);
+  }
+  CHECK(row_major_matrix(8).row == 8 && row_major_matrix(8).unit == 0 && row_major_matrix(16).unit == 1);
+  CHECK(column_major_matrix(8).row == 0 && column_major_matrix(8).unit == 1 && column_major_matrix(16).row == 8);
+}
+
+void test_tensor_tiles() {
+  for (int head_dim : kTensorHeadDims) {
+    CHECK(built_tensor_head_dim(head_dim, 1) == head_dim && built_tensor_head_dim(1, head_dim) == head_dim);
+    for (bool has_options : {false, true}) {
+      const TensorTile tile = forward_sm80_tile(head_dim, has_options);
+      CHECK(tile.warp_rows() % 16 == 0 && tile.columns % 16 == 0 && Walk::kStep % tile.columns == 0);
+      CHECK(forward_sm80_shared_bytes(head_dim, has_options) <= kMostSharedBytes);
+    }
+    const TensorTile tile = backward_sm80_tile(head_dim);
+    CHECK(tile.warp_rows() == 16 && tile.columns % 16 == 0 && Walk::kStep % tile.columns == 0);
+    CHECK(backward_sm80_shared_bytes(head_dim) <= kMostSharedBytes && tile.columns <= tile.threads());
+  }
+  CHECK(built_tensor_head_dim(257, 1) == 0 && built_tensor_head_dim(65, 8) == 128);
+}
+
 // ---- Arguments of kernels
 
 void test_arguments() {
   alignas(16) float data[8];
-  const auto is_vector = [&](const void *at, int64_t columns, int64_t batch, int64_t row, int64_t head, DType dtype) {
-    return cuda_rows({const_cast<void *>(at), batch, row, head}, dtype, columns).is_vector;
+  const auto aligned = [&](const void *at, int64_t columns, int64_t batch, int64_t row, int64_t head, DType dtype) {
+    return cuda_rows({const_cast<void *>(at), batch, row, head}, dtype, columns).aligned;
   };
+  const auto is_vector = [&](auto... rows) { return aligned(rows...) >= 4; };
+  CHECK(aligned(data, 64, 128, 64, 0, DType::kFloat16) == 8 && aligned(data, 8, -8, 16, 8, DType::kBfloat16) == 8);
+  CHECK(aligned(data + 2, 8, 8, 8, 8, DType::kFloat16) == 4 && aligned(data, 12, 8, 8, 8, DType::kFloat16) == 4);
+  CHECK(aligned(data, 8, 8, 12, 8, DType::kFloat16) == 4 && aligned(data, 8, 8, 9, 8, DType::kFloat16) == 1);
   CHECK(is_vector(data, 64, 128, 64, 0, DType::kFloat32) && is_vector(data + 2, 8, 8, 8, 8, DType::kFloat16));
   CHECK(!is_vector(data + 1, 64, 128, 64, 64, DType::kFloat32) && !is_vector(data + 2, 8, 8, 8, 8, DType::kFloat32));
   CHECK(!is_vector(data, 6, 8, 8, 8, DType::kFloat32) && !is_vector(data, 8, 6, 8, 8, DType::kFloat32));
@@ -434,6 +528,9 @@ void test_arguments() {
 
 int main() {
   test_tiles();
+  test_band();
+  test_fragments();
+  test_tensor_tiles();
   test_slots<8>(64);
   test_slots<16>(64);
   test_slots<16>(32);

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import zlib
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,13 @@ MOST_REGISTERS = 255  # of a thread
 LOCAL_MEMORY: dict[Kernel, str] = {}
 # Kernels of the plain products whose instructions are looked at.
 PRODUCTS = ("forward_any", "backward_keys_any", "backward_queries_any")
+# Those on tensor cores, and how many products they have.
+TENSOR_PRODUCTS = {"forward_sm80": 2, "backward_keys_sm80": 4, "backward_queries_sm80": 3}
+# Rows and columns of the scores of a warp, by head dim. As in cuda/configs.h.
+TENSOR_TILES = {("forward_sm80", 64): (32, 64), ("forward_sm80", 128): (32, 64)}
+TENSOR_TILES |= {(f"backward_{side}_sm80", 64): (16, 64) for side in ("keys", "queries")}
+TENSOR_TILES |= {(f"backward_{side}_sm80", 128): (16, 32) for side in ("keys", "queries")}
+TYPES = {None: "any", "Half": "float16", "Bfloat": "bfloat16"}
 
 # Scores of a thread, and the rows that they are of: of the forward or not, and by head dim. As in cuda/configs.h.
 SCORES = {(True, 64): (64, 8), (True, 128): (32, 8), (False, 64): (32, 4), (False, 128): (16, 4)}
@@ -36,6 +44,7 @@ class Kernel(NamedTuple):
     operation: str
     head_dim: int
     has_options: bool
+    type: str = "any"
 
 
 class Use(NamedTuple):
@@ -68,9 +77,9 @@ def cuobjdump(*options: str) -> str:
 
 
 def kernel_of(symbol: str) -> Kernel:
-    name = re.fullmatch(r"_ZN5flash\d+(\w+?)ILi(\d+)ELb([01])EEEv\w+", symbol)
+    name = re.fullmatch(r"_ZN5flash\d+(\w+?)I(?:NS_\d(\w+?)E)?Li(\d+)ELb([01])EEEv\w+", symbol)
     assert name is not None, f"not a kernel of instances.def: {symbol}"
-    return Kernel(name[1], int(name[2]), name[3] == "1")
+    return Kernel(name[1], int(name[3]), name[4] == "1", TYPES[name[2]])
 
 
 if not (flash.show_config("dicts") or {})["cuda"]["built"]:
@@ -105,8 +114,8 @@ def launch_bounds() -> dict[str, tuple[int, int]]:
 
 @cache
 def disassembly() -> dict[tuple[str, Kernel], list[Instruction]]:
-    """The instructions of the kernels of products without options, for head dims of 64 and 128."""
-    wanted = {symbol for _, symbol in resources() if kernel_of(symbol) in looked_at()}
+    """The instructions of the kernels that are looked at."""
+    wanted = {symbol for _, symbol in resources() if kernel_of(symbol) in (*looked_at(), *tensor_kernels())}
     code: dict[tuple[str, Kernel], list[Instruction]] = {}
     arch = ""
     for line in cuobjdump("-sass", "-fun", ",".join(sorted(wanted))).splitlines():
@@ -121,6 +130,10 @@ def disassembly() -> dict[tuple[str, Kernel], list[Instruction]]:
 
 def looked_at() -> list[Kernel]:
     return [Kernel(operation, head_dim, False) for operation in PRODUCTS for head_dim in (64, 128)]
+
+
+def tensor_kernels() -> list[Kernel]:
+    return [Kernel(operation, head_dim, False, "bfloat16") for operation in TENSOR_PRODUCTS for head_dim in (64, 128)]
 
 
 def target(instruction: Instruction) -> int | None:
@@ -161,8 +174,8 @@ def main_loop(code: list[Instruction]) -> list[Instruction]:
 
 
 def test_size() -> None:
-    """The wheel, which is little more than the library and smaller by compression, stays below 30 MB."""
-    assert loaded_library().stat().st_size < 30e6
+    """The wheel, which is little more than the library and compressed as here, stays below 30 MB."""
+    assert len(zlib.compress(loaded_library().read_bytes())) < 29e6
 
 
 @needs_cuobjdump
@@ -181,8 +194,8 @@ def test_every_kernel_is_there_with_its_ptx_uncompressed() -> None:
     assert symbols["sm_80"] == symbols["sm_90"] == launch_bounds().keys()
     instances = Path(__file__).parent.parent / "cuda/instances.def"
     if instances.exists():
-        rows = re.findall(r"^FLASH_KERNEL\(\w+, (\w+), (\d+), (\w+)\)$", instances.read_text(), re.MULTILINE)
-        listed = {Kernel(operation, int(head_dim), options == "options") for operation, head_dim, options in rows}
+        rows = re.findall(r"^FLASH_KERNEL\(\w+, (\w+), (\w+), (\d+), (\w+)\)$", instances.read_text(), re.MULTILINE)
+        listed = {Kernel(name, int(dim), options == "options", type_) for name, type_, dim, options in rows}
         assert {kernel_of(symbol) for symbol in symbols["sm_80"]} == listed
 
 
@@ -245,3 +258,25 @@ def test_main_loop(arch: str, kernel: Kernel) -> None:
     first, last = loop[0].address, loop[-1].address
     calls = [at for at in loop if at.name.startswith("CALL")]
     assert [at.text for at in calls if not first <= (target(at) or 0) <= last + 16] == []
+
+
+# ---- The kernels on tensor cores, without options
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("kernel", tensor_kernels(), ids=lambda kernel: f"{kernel.operation}-{kernel.head_dim}")
+def test_tensor_cores(arch: str, kernel: Kernel) -> None:
+    """All products are there, unrolled; operands come by ldmatrix, rows by asynchronous copies, 2^x by its own unit."""
+    code = disassembly()[arch, kernel]
+    assert count(code, "(LDL|STL).*") == 0
+    products = count(code, r"HMMA\.16816\.F32\.BF16")
+    rows, columns = TENSOR_TILES[kernel.operation, kernel.head_dim]  # of a warp's scores
+    wanted = TENSOR_PRODUCTS[kernel.operation] * rows * columns * kernel.head_dim // (16 * 8 * 16)
+    assert products == count(code, "HMMA.*") == wanted
+    assert count(code, r"LDSM\.16\.M88\.4") > 0 and count(code, r"LDSM\.16\.MT88\.4") > 0
+    assert count(code, r"LDSM.*") == count(code, r"LDSM\.16\.MT?88\.4") <= products
+    assert count(code, r"LDGSTS\.E\.BYPASS\.128.*") > 0
+    assert count(code, "(DFMA|DMUL|DADD).*") == 0
+    main = next(loop for loop in loops_of(code) if count(loop, "HMMA.*") == products)
+    assert count(main, "(LDL|STL).*") == 0 and count(main, r"MUFU\.(RCP|RSQ|SQRT|LG2)") == 0

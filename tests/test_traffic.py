@@ -53,6 +53,22 @@ BACKWARD = {
     576: Tile(32, 32, 16, 16, 64),
 }
 BIAS = Tile(64, 64, 16, 8, 64)
+
+
+class TensorTile(NamedTuple):
+    """The same on tensor cores: rows shared out among warps, whole rows at a time."""
+
+    rows: int
+    warps: int
+
+    @property
+    def threads(self) -> int:
+        return WARP * self.warps
+
+
+TENSOR_FORWARD = {64: TensorTile(128, 4), 128: TensorTile(128, 4), 192: TensorTile(128, 8), 256: TensorTile(64, 4)}
+TENSOR_BACKWARD = {64: TensorTile(128, 8), 128: TensorTile(128, 8), 192: TensorTile(64, 4), 256: TensorTile(64, 4)}
+FACTS_USED = 8  # of a query's facts those kernels read delta and lse2 without its second part
 GRANULE, STEP = 16, 64  # rows are fetched by 16, from a multiple of 64 on
 FACTS = 12  # bytes that the backward keeps of a query: delta, and lse2 in two parts
 WARP, PLAIN_THREADS, BIAS_BLOCKS = 32, 256, 512
@@ -87,8 +103,16 @@ class Case:
         return numpy.dtype(self.dtype).itemsize
 
     @property
+    def is_tensor(self) -> bool:
+        """Whether its kernels are those on tensor cores."""
+        return self.itemsize == 2 and max(self.D, self.Dv) <= 256
+
+    @property
     def head_dim(self) -> int:
-        return next(n for n in FORWARD if max(self.D, self.Dv) <= n)
+        return next(n for n in (TENSOR_FORWARD if self.is_tensor else FORWARD) if max(self.D, self.Dv) <= n)
+
+    def kernel(self, operation: str) -> str:
+        return operation + ("_sm80" if self.is_tensor else "_any")
 
     @property
     def has_blocks(self) -> bool:
@@ -188,7 +212,7 @@ Bytes = Counter[str]  # by array, read ("q") and written ("o!")
 
 def forward_bytes(case: Case) -> Bytes:
     """q once, k and v once for each tile of queries that meets them; o and lse once."""
-    tile, size = FORWARD[case.head_dim], case.itemsize
+    tile, size = (TENSOR_FORWARD if case.is_tensor else FORWARD)[case.head_dim], case.itemsize
     heads, n = case.B * case.Hq, Bytes()
     for begin, end, met in tiles_of(case, tile.rows, 0):
         n["q"] += heads * (end - begin) * case.D * size
@@ -238,6 +262,38 @@ def queries_bytes(case: Case) -> Bytes:
         n["k"] += heads * met.rows * size * (case.D + but_last_chunk(case.D, tile.chunk))
         n["v"] += heads * met.rows * size * case.Dv
         n["workspace"] += heads * (end - begin) * steps * FACTS * tile.across
+        n["lists"] += heads * met.list_reads * tile.threads * 4
+    n["dq!"] = heads * case.Lq * case.D * size
+    return n
+
+
+def tensor_keys_bytes(case: Case) -> Bytes:
+    """k and v once, q and do once for each tile of keys that meets them; twice where dk and dv are summed apart."""
+    tile, size, passes = TENSOR_BACKWARD[case.head_dim], case.itemsize, 1 if case.head_dim <= 128 else 2
+    heads, group, n = case.B * case.Hk, case.Hq // case.Hk, Bytes()
+    for begin, end, met in tiles_of(case, tile.rows, 1):
+        rows = heads * group * met.rows * passes
+        n["k"] += heads * (end - begin) * case.D * size * passes
+        n["v"] += heads * (end - begin) * case.Dv * size * passes
+        n["q"] += rows * case.D * size
+        n["do"] += rows * case.Dv * size
+        n["workspace"] += rows * FACTS_USED
+        n["lists"] += heads * group * met.list_reads * tile.threads * 4 * passes
+    n["dk!"] = heads * case.Lk * case.D * size
+    n["dv!"] = heads * case.Lk * case.Dv * size
+    return n
+
+
+def tensor_queries_bytes(case: Case) -> Bytes:
+    """q and do once, k and v once for each tile of queries that meets them; four lanes share a query."""
+    tile, size = TENSOR_BACKWARD[case.head_dim], case.itemsize
+    heads, n = case.B * case.Hq, Bytes()
+    for begin, end, met in tiles_of(case, tile.rows, 0):
+        n["q"] += heads * (end - begin) * case.D * size
+        n["do"] += heads * (end - begin) * case.Dv * size
+        n["k"] += heads * met.rows * case.D * size
+        n["v"] += heads * met.rows * case.Dv * size
+        n["workspace"] += heads * (end - begin) * FACTS_USED * 4
         n["lists"] += heads * met.list_reads * tile.threads * 4
     n["dq!"] = heads * case.Lq * case.D * size
     return n
@@ -345,6 +401,17 @@ CASES = [
     Case("large_blocks", Lq=300, Lk=400, Hq=1, block_size=(128, 64)),
     Case("causal_blocks", Lq=200, Lk=200, block_size=(32, 16), causal=True),
     Case("float16", dtype="float16"),
+    Case("float16_one_row", dtype="float16", Lq=1, Lk=1),
+    Case("float16_heads_and_batches", dtype="float16", B=2, Lq=70, Lk=130, Hq=4, Hk=2),
+    Case("float16_causal", dtype="float16", Lq=300, Lk=330, Hq=1, causal=True),
+    Case("float16_window", dtype="float16", Lq=300, Lk=300, Hq=1, window=(70, 20)),
+    Case("float16_small_blocks", dtype="float16", block_size=(16, 32)),
+    Case("float16_large_blocks", dtype="float16", Lq=300, Lk=400, Hq=1, block_size=(128, 64)),
+    Case("float16_dim_128", dtype="float16", D=128, Dv=96, causal=True),
+    Case("float16_dim_192", dtype="float16", D=192, Dv=128),
+    Case("float16_dim_256", dtype="float16", D=256, Dv=256, Hq=1),
+    Case("float16_rows_of_10_bytes", dtype="float16", D=5, Dv=5, is_aligned=False),
+    Case("float16_dim_320", dtype="float16", Lq=70, Lk=100, D=320, Dv=64),
     Case("narrow_rows", D=40, Dv=24),
     Case("rows_of_20_bytes", D=5, Dv=5, is_aligned=False),
     Case("dim_128", D=128, Dv=128, causal=True),
@@ -358,10 +425,11 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bytes(case: Case) -> None:
     calls = Calls(case)
-    assert calls.bytes("forward_any") == +forward_bytes(case)
+    assert calls.bytes(case.kernel("forward")) == +forward_bytes(case)
     assert calls.bytes("backward_prepare_any") == +prepare_bytes(case)
-    assert calls.bytes("backward_keys_any") == +keys_bytes(case)
-    assert calls.bytes("backward_queries_any") == +queries_bytes(case)
+    keys, queries = (tensor_keys_bytes, tensor_queries_bytes) if case.is_tensor else (keys_bytes, queries_bytes)
+    assert calls.bytes(case.kernel("backward_keys")) == +keys(case)
+    assert calls.bytes(case.kernel("backward_queries")) == +queries(case)
     whole_sectors(case, calls)
 
 
@@ -407,7 +475,7 @@ def test_explain_predicts_what_must_move(case: Case) -> None:
     Block lists on the device aren't read by it, and queries that see nothing are fetched all the same.
     """
     calls = Calls(case)
-    for explained, kernels in zip(calls.explained, (["forward_any"], [*calls.launches][1:]), strict=True):
+    for explained, kernels in zip(calls.explained, ([case.kernel("forward")], [*calls.launches][1:]), strict=True):
         read, written = Counter[str](), Counter[str]()
         for kernel in kernels:
             for name, buffer in calls.traffic(kernel).items():
@@ -428,3 +496,16 @@ def test_multiplications_and_bank_conflicts(dim: int) -> None:
         launch = calls.launches[kernel]
         assert launch["opcodes"]["fma"] > 0.65 * launch["warp_instructions"], kernel
         assert launch["bank_conflicts"] == 0, kernel
+
+
+@pytest.mark.parametrize("dim", [64, 128, 192, 256])
+def test_tensor_cores_and_bank_conflicts(dim: int) -> None:
+    """Each product once for each tile of scores, and operands from shared memory without conflicts."""
+    case = Case("", Lq=256, Lk=256, Hq=1, Hk=1, D=dim, Dv=dim, dtype="float16")
+    calls = Calls(case)
+    products = 256 * 256 * dim // (16 * 8 * 16)
+    keys = 4 if dim <= 128 else 6  # s and dp once more where dk and dv are summed apart
+    for operation, number in (("forward", 2), ("backward_keys", keys), ("backward_queries", 3)):
+        launch = calls.launches[case.kernel(operation)]
+        assert launch["mma"] == number * products
+        assert launch["bank_conflicts"] == 0, operation

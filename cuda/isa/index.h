@@ -1,0 +1,56 @@
+// Where numbers lie in swizzled shared memory and in the fragments of mma.m16n8k16: plain functions, for kernels and for
+// tests on the host.
+//
+// Lane 4 r + q of a warp holds, of 16 x 8 results C and of the operands A (16 x 16) and B (16 x 8) of C += A B:
+//
+//   C, float32   c0 c1 = row r,      columns 2q, 2q + 1        c2 c3 = row r + 8, the same columns
+//   A, 16 bits   a0    = row r,      columns 2q, 2q + 1        a1    = row r + 8, the same columns
+//                a2    = row r,      columns 2q + 8, 2q + 9    a3    = row r + 8, the same columns
+//   B, 16 bits   b0    = rows 2q, 2q + 1, column r             b1    = rows 2q + 8, 2q + 9, column r
+//
+// So C of one product is A of the next, once it is rounded and packed.
+#pragma once
+#include <cstdint>
+
+#include "portable.h"
+
+namespace flash {
+
+constexpr int kWarp = 32;
+// Side of the results of one mma, and depth of its products.
+constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaDepth = 16;
+// 16-bit numbers that cp.async and ldmatrix move as one: 16 bytes.
+constexpr int kUnit = 8;
+
+// Shared memory holds rows of `units` units, a multiple of 8. Unit u of row r lies in place u ^ (r & 7): 8 units of
+// one column from 8 consecutive rows, as ldmatrix reads them, then meet all 32 banks once.
+FLASH_INLINE constexpr int swizzled_offset_bytes(int row, int unit, int units) {
+  return (row * units + (unit ^ (row & 7))) * 16;
+}
+
+// From the place of unit 0 or 1 of a row, as an address, to that of a unit `step` further, an even number. The row starts
+// at a multiple of 128 bytes.
+FLASH_INLINE constexpr uint32_t swizzled_step(uint32_t address, int step) {
+  return (address ^ static_cast<uint32_t>(step % 8 * 16)) + static_cast<uint32_t>(step / 8 * 128);
+}
+
+// ldmatrix.x4 takes the address of one row of 8 numbers from each lane: 8 lanes for each of four 8 x 8 matrices. These
+// are the row and unit for lane l, in a tile that starts at the fragment's first row and unit.
+struct MatrixRow {
+  int row, unit;
+};
+// The matrices of an A fragment: rows 0-7 and 8-15 of unit 0, then of unit 1. With .trans, of rows of B: a pair of B
+// fragments, of columns 0-7 (unit 0) and 8-15 (unit 1).
+FLASH_INLINE constexpr MatrixRow row_major_matrix(int lane) { return {lane % 16, lane / 16}; }
+// A pair of B fragments from rows of B transposed: columns 0-7 of B, units 0 and 1, then columns 8-15.
+FLASH_INLINE constexpr MatrixRow column_major_matrix(int lane) { return {lane % 8 + lane / 16 * 8, lane / 8 % 2}; }
+
+// Row of C (and A) of registers 0 and 1, and the first of their columns; registers 2 and 3 are 8 rows further.
+FLASH_INLINE constexpr int fragment_row(int lane) { return lane / 4; }
+FLASH_INLINE constexpr int fragment_column(int lane) { return lane % 4 * 2; }
+
+// The position within its 16 that row n of a fragment stands for: rows r and r + 8, which one lane holds, are
+// neighbours, as its columns are. One draw of the dropout generator serves such a square of 2 x 2.
+FLASH_INLINE constexpr int paired_row(int n) { return n / 16 * 16 + n % 8 * 2 + n / 8 % 2; }
+
+}  // namespace flash
