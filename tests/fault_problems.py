@@ -280,6 +280,58 @@ def _with_strays(start: Any, listed: Any, count: int) -> tuple[Any, Any]:
     return (start + ends).astype("i4"), numpy.concatenate(longer).astype("i4")
 
 
+class LargeBlocks(Case):
+    """With a block mask whose blocks are larger than every tile."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        rng, (Lq, Lk) = numpy.random.default_rng(self.seed), self.shape.scores[-2:]
+        blocks = rng.random((self.shape.Hq, -(-Lq // 256), -(-Lk // 128))) < 0.7
+        blocks[0] = True
+        problem.options["block_mask"] = flash.BlockMask.from_dense(blocks, (256, 128), Lq=Lq, Lk=Lk)
+        return problem
+
+
+class UnseenKeys(Case):
+    """With tiles of keys that no query sees."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.options |= {"window": (0, 0), "q_offset": 0}
+        return problem
+
+
+class UnseeingQueries(Case):
+    """With tiles of queries that see no key."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.options |= {"window": (None, 0), "q_offset": 9 - self.shape.Lq}
+        return problem
+
+
+class ZeroSlope(Case):
+    """With ALiBi's slopes, of which the last is 0."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.options["alibi_slopes"][..., -1] = 0
+        return problem
+
+
+class OddRows(Case):
+    """With rows of q, k, v and do as parts of longer ones, at odd addresses and an odd distance."""
+
+    def on_device(self, problem: Problem) -> Problem:
+        def part(x: Any) -> Any:
+            wide = numpy.full((*x.shape[:-1], x.shape[-1] + 3), numpy.nan, x.dtype)
+            wide[..., 1:-2] = x
+            return KIND.array(wide).view_by(lambda host: host[..., 1:-2])
+
+        rest = problem.map(KIND.array)
+        return Problem(*map(part, (*problem.qkv, problem.do)), rest.dlse, rest.options)
+
+
 class Transposed(Case):
     """With every option's array transposed in memory: no two axes can be taken for one."""
 
@@ -319,6 +371,7 @@ class AtThreshold(Case):
 # ---- The table -------------------------------------------------------------------------------------------------------
 
 # Of each head dim that kernels are built for: rows of whole groups of four numbers, and rows that leave three over.
+DTYPES = "float16", "bfloat16", "float32"
 DIMS = {64: ((64, 40), (39, 23)), 128: ((128, 96), (103, 67)), 256: ((256, 160), (131, 251)),
         576: ((300, 576), (575, 303))}  # fmt: skip
 GROUPS, SINGLES = 0, 1
@@ -342,6 +395,38 @@ SCORES = (
     ("float16", SINGLES, ("bias", "alibi", "mask", "q_offset", "window", "dropout", "softcap")),
 )
 
+# The tensor cores' kernels, for 16-bit types: of each head dim rows of units of eight numbers, of fours, and of singles.
+TENSOR_DIMS = {64: ((64, 40), (60, 36), (39, 23)), 128: ((128, 96), (100, 68), (103, 67)),
+               192: ((168, 192), (140, 188), (163, 131)), 256: ((256, 200), (204, 196), (251, 131))}  # fmt: skip
+UNITS, FOURS, ODD = 0, 1, 2
+# Their tiles have up to 128 rows and 64 columns.
+TENSOR_SHAPES = Shape((1,), 150, 197, 2, 1), Shape((2,), 133, 150, 2, 2), Shape((2,), 197, 133, 2, 1)
+
+TENSOR_PLAIN = (
+    (Case, UNITS, 0, ()),
+    (Case, ODD, 0, ("causal", "sinks")),
+    (Case, FOURS, 1, ("window", "kv_lens", "q_lens", "sinks_wide")),
+    (Case, UNITS, 2, ("block_mask_of_heads", "kv_lens", "q_offset_array")),
+    (LargeBlocks, ODD, 1, ("window_left", "q_lens")),
+    (OddRows, UNITS, 1, ("block_mask", "q_offset")),
+)
+TENSOR_SCORES = (
+    (ZeroSlope, UNITS, 0, ("mask", "alibi", "dropout")),
+    (Case, ODD, 0, ("bias", "softcap", "causal", "sinks")),
+    (Case, FOURS, 1, ("bias_wide", "dropout_seed_array", "kv_lens", "q_lens", "window")),
+    (ZeroSlope, UNITS, 2, ("softcap", "mask_of_keys", "alibi_of_batch", "block_mask_of_heads", "q_lens", "sinks")),
+    (LargeBlocks, ODD, 1, ("scale_negative", "q_offset_array", "bias_of_keys")),
+    (OddRows, UNITS, 1, ("bias", "alibi", "mask", "q_offset", "window", "dropout", "softcap")),
+)
+
+
+def tensor_cases() -> Iterator[Case]:
+    for dims in TENSOR_DIMS.values():
+        for dtype in ("float16", "bfloat16"):
+            for make, rows, shape, names in (*TENSOR_PLAIN, *TENSOR_SCORES):
+                D, Dv = dims[rows]
+                yield make(TENSOR_SHAPES[shape]._replace(D=D, Dv=Dv), dtype, names)
+
 
 def cases() -> Iterator[Case]:
     for dims in DIMS.values():
@@ -361,6 +446,10 @@ def cases() -> Iterator[Case]:
         yield Transposed(tiny, "float32", (*lengths, "mask", "alibi_of_batch", "bias"))
         for corner in range(4):
             yield AtThreshold(groups._replace(N=(1,), Lq=16, Lk=16, Hq=1, Hk=1), "float32", (), corner=corner)
+        for dtype in DTYPES:
+            for more in ((), ("softcap",)):
+                yield UnseenKeys(groups._replace(N=(1,), Lq=4, Lk=200, Hq=2, Hk=1), dtype, more)
+                yield UnseeingQueries(singles._replace(N=(1,), Lq=200, Lk=5, Hq=2, Hk=1), dtype, more)
     # Several leading axes, along some of which the bias is broadcast; all of it in one tile.
     for dtype, name in (("float32", "bias"), ("float16", "bias_of_keys"), ("bfloat16", "bias_wide")):
         yield Case(Shape((2, 3), 21, 33, 2, 1, 24, 16), dtype, (name, "block_mask"))
@@ -383,7 +472,7 @@ def of_case(case: Case) -> Iterator[Any]:
 
 
 def problems() -> Iterator[Any]:
-    for case in cases():
+    for case in (*cases(), *tensor_cases()):
         several = case.shape.N != SHAPES[0].N
         for problem in of_case(case):
             blocks = 1 if isinstance(problem, Backward) and problem.wrt == ("sinks",) else 3
@@ -391,7 +480,7 @@ def problems() -> Iterator[Any]:
     long = Case(Shape((2,), 777, 5, 3, 1, 8, 16), "float16", ("sinks", "q_lens"))
     yield FewBlocks(Backward(long, ("sinks",)), 2)
     yield Weights(Case(SHAPES[0]._replace(D=64, Dv=64), "float32", ("causal",)), (69, 0, 3, 3))
-    for dtype in ("float16", "bfloat16", "float32"):
+    for dtype in DTYPES:
         for Dv in (8, 37, 96, 128, 300):
             yield FewBlocks(Merge(dtype, Dv), 2)
         yield MergeInPlace(dtype, 40)

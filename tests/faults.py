@@ -97,12 +97,15 @@ def kernels() -> dict[str, str]:
 
 
 def _short(mangled: str) -> str:
-    """forward_any<64, false> of _ZN5flash11forward_anyILi64ELb0EEEvNS_13ForwardParamsE."""
+    """forward_any<64, false> of _ZN5flash11forward_anyILi64ELb0EEEvNS_13ForwardParamsE.
+
+    Types are left out: kernels that differ in the type of numbers only are counted, and sampled, as one.
+    """
     name = re.match(r"_ZN5flash(\d+)", mangled)
     if name is None:
         return mangled
     start, length = name.end(), int(name[1])
-    arguments = re.match(r"I((?:L[a-z]+\d+E)+)E", mangled[start + length :])
+    arguments = re.match(r"I((?:NS_\d+[A-Za-z]+E|L[a-z]+\d+E)+)E", mangled[start + length :])
     values = re.findall(r"L([a-z]+)(\d+)E", arguments[1]) if arguments else []
     texts = [("false", "true")[int(value)] if type_ == "b" else value for type_, value in values]
     return mangled[start : start + length] + (f"<{', '.join(texts)}>" if texts else "")
@@ -452,11 +455,12 @@ def main() -> int:
 
         os.execve(sys.executable, [sys.executable, *sys.argv], environment())
 
-    chosen = []
+    known: dict[str, list[Fault]] = defaultdict(list)
     for kernel, name in kernels().items():
         if _fits(arguments.kernels, name):
-            known = faults_of(kernel)
-            chosen += known if arguments.all else sample(known, arguments.per_kernel)
+            known[name] += faults_of(kernel)
+    number = sys.maxsize if arguments.all else arguments.per_kernel
+    chosen = [fault for faults in known.values() for fault in sample(faults, number)]
     start = time.monotonic()
     outcomes = run(chosen, arguments.jobs)
     if arguments.record:
