@@ -272,9 +272,9 @@ class SmallBlocks(Case):
 
 
 def _with_strays(start: Any, listed: Any, count: int) -> tuple[Any, Any]:
-    """Lists with -9 before and `count` and more behind what they list."""
+    """Lists with -9 before and behind what they list `count` and a number whose position wraps around to 0."""
     lists = [listed[a:b] for a, b in zip(start[..., :-1].ravel(), start[..., 1:].ravel(), strict=True)]
-    longer = [numpy.concatenate([[-9], x, [count, count + 5]]) for x in lists]
+    longer = [numpy.concatenate([[-9], x, [count, 1 << 28]]) for x in lists]
     extra = 3 * numpy.arange(len(longer)).reshape(start[..., :-1].shape)
     ends = numpy.concatenate([extra, extra[..., -1:] + 3], axis=-1)
     return (start + ends).astype("i4"), numpy.concatenate(longer).astype("i4")
@@ -304,8 +304,20 @@ class Edges(Case):
         return problem
 
 
+class NarrowBand(Case):
+    """With a band of a few keys, on both edges of which lie pairs of every parity: one pair more or less shows."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.options |= {"window": (2, 1), "q_offset": numpy.array([0, 1], "i8")}
+        return problem
+
+
 class LowScores(Case):
-    """With scores so low that 2^-lse is infinite: that of a key that isn't there shows, even times 0."""
+    """With scores so low that 2^-lse is infinite: that of a key that isn't there shows, even times 0.
+
+    The first key that isn't there lies in each column that a thread may own.
+    """
 
     def make(self) -> Problem:
         problem = super().make()
@@ -313,7 +325,9 @@ class LowScores(Case):
         for name, add in (("q", 4), ("k", -math.ceil(8 * 98 / self.shape.D) / 8)):
             x = getattr(problem, name)
             setattr(problem, name, (numpy.round(x.astype("f4")) / 8 + add).astype(x.dtype))
-        problem.options["scale"] = 0.25
+        kv_lens = [66 + 8 * n + odd for n in range(8) for odd in (0, 1)]
+        problem.options |= {"scale": 0.25, "kv_lens": numpy.array(kv_lens, "i4")}
+        poison_past_lengths(problem)
         return problem
 
 
@@ -460,6 +474,7 @@ def cases() -> Iterator[Case]:
         yield Case(Shape((2, 3), 21, 33, 2, 1, 24, 16), dtype, (name, "block_mask"))
     for axis in range(5):
         yield BroadcastBias(Shape((2, 3), 70, 150, 2, 1, 24, 16), "float32", ("bias",), axis=axis)
+    yield Case(Shape((5,), 21, 33, 2, 1, 24, 16), "float32", ("bias_wide",))  # in five splits
     yield SmallBlocks(Shape((1,), 40, 200, 1, 1, 24, 16), "float16", ("bias",))
 
 
@@ -482,10 +497,13 @@ def of_kernels(head_dim: int, dtypes: tuple[str, ...], shapes: tuple[Shape, ...]
         lengths = "q_lens", "kv_lens", "q_offset_array", "sinks"
         yield OtherIntegers(shape(UNITS, (2,), 37, 69, 1, 1), last, (*lengths, *integers))
         yield SmallBlocks(shape(ONE_OVER, (2,), 200, 140, 2, 1), last, ("q_lens", "kv_lens", "sinks", *more))
+        yield SmallBlocks(shape(UNITS, (1,), 200, 140, 1, 1), last, ("window", *more))
         yield Transposed(shape(FOURS, (2, 3), 17, 21, 2, 2), last, (*lengths, *arrays))
-        yield Case(shape(UNITS, (1,), 144, 144, 1, 1), last, more)
+        yield Case(shape(UNITS, (), 17, 21, 2, 1), last, (*lengths, *arrays))
+        yield Case(shape(UNITS, (1,), 144, 144, 1, 1), last, more)  # off every tile by a multiple of 16
         yield Edges(shape(UNITS, (5,), 144, 144, 1, 1), last, more)
-        yield LowScores(shape(UNITS, (2,), 70, 150, 1, 1), last, ("kv_lens", *more))
+        yield NarrowBand(shape(UNITS, (2,), 150, 150, 1, 1), last, more)
+        yield LowScores(shape(UNITS, (16,), 8, 136, 1, 1), last, more)
         yield UnseenKeys(shape(UNITS, (1,), 4, 200, 2, 1), last, more)
         yield UnseeingQueries(shape(SINGLES, (1,), 200, 5, 2, 1), last, more)
     for corner in range(4):
@@ -507,7 +525,7 @@ def of_case(case: Case) -> Iterator[Any]:
     for name in ("bias", "sinks"):
         if name in given:
             yield Backward(case, (name,))
-    if most <= 128:
+    if most <= 64:
         yield Weights(case)
 
 

@@ -47,7 +47,7 @@ LEAST_CAUGHT = 0.95
 PER_KERNEL = 3
 MOST_TIMES_THE_INSTRUCTIONS = 3
 ALWAYS = ("always true", "always false")
-MOST_PROBLEMS = 36  # for a kernel that goes before many others, the cheapest
+MOST_PROBLEMS = 64  # for a kernel that goes before many others, the cheapest
 MOST_PROBLEMS_OF_EXCUSED = 3  # that reach a fault which survivors.txt shows to be equivalent
 MOST_COPIES = 6  # of a comparison that are looked at to tell whether it is tested
 CHUNK = 6  # faults that a process takes at once
@@ -154,7 +154,7 @@ class Outcome(NamedTuple):
 
     caught: str
     reached: int
-    seconds: float
+    seconds: float = 0.0
     seen: str = ""  # of what survived: what the problems that reach it never show
     is_copy: bool = False
 
@@ -177,7 +177,7 @@ class Bench:
         self._problems = list(fault_problems.problems())
         self._undisturbed: dict[int, Undisturbed] = {}
         self._lines: dict[int, dict[str, set[int]]] = {}  # of the PTX that a problem runs, by kernel
-        self._known: dict[str, dict[int, str]] = defaultdict(dict)  # what catches faults, by kernel and position
+        self._known: dict[str, dict[int, bool]] = defaultdict(dict)  # whether faults are caught, by kernel and position
         self._launching: dict[str, list[int]] = defaultdict(list)  # problems by kernel
         with emulated.running(checks=emulated.NOTHING):
             for n, problem in enumerate(self._problems):
@@ -190,18 +190,27 @@ class Bench:
             del ns[MOST_PROBLEMS:]
 
     def try_fault(self, fault: Fault) -> Outcome:
-        start, reached = time.monotonic(), 0
+        start = time.monotonic()
         entry = entry_of(fault, reached=True)
         is_excused = entry is not None and entry.excuses
+        outcome = self._try(fault, MOST_PROBLEMS_OF_EXCUSED if is_excused else MOST_PROBLEMS)
+        is_copy = not is_excused and outcome.seen != "" and self._is_copy(fault)
+        return outcome._replace(seconds=time.monotonic() - start, is_copy=is_copy)
+
+    def _try(self, fault: Fault, most: int) -> Outcome:
+        """Runs the problems that reach the fault, the cheapest first, until one catches it."""
         reaching = (n for n in self._launching[fault.kernel] if self._reaches(fault, n))
-        for n in islice(reaching, MOST_PROBLEMS_OF_EXCUSED if is_excused else None):
-            reached += 1
-            caught = self._caught(fault, n)
-            if caught:
-                return Outcome(caught, reached, time.monotonic() - start)
-        seen = self._never_seen(fault) if reached and not is_excused else ""
-        is_copy = seen != "" and self._is_copy(fault)
-        return Outcome("", reached, time.monotonic() - start, seen, is_copy)
+        first = list(islice(reaching, 1))
+        if not first or (caught := self._caught(fault, first[0])):
+            return Outcome(caught if first else "", len(first))
+        all_ = first + list(islice(reaching, most - 1))
+        probe, never = self._probe(fault)
+        # A problem that doesn't show the difference can't catch the fault, and to see that takes less time.
+        showing = self._trapping(fault, probe, all_) if probe else all_
+        for n in showing:
+            if n != first[0] and (caught := self._caught(fault, n)):
+                return Outcome(caught, all_.index(n) + 1)
+        return Outcome("", len(all_), seen="" if showing else never)
 
     def undisturbed(self, n: int) -> Undisturbed:
         known = self._undisturbed.get(n)
@@ -221,12 +230,12 @@ class Bench:
             if other.ptx_line != fault.ptx_line and other.is_like(fault):
                 groups[other.ptx_line].append(other)
         copies = list(groups.values())[:MOST_COPIES]
-        return any(all(self._first_catch(other) for other in faults) for faults in copies)
+        return any(all(self._is_caught(other) for other in faults) for faults in copies)
 
-    def _first_catch(self, fault: Fault) -> str:
-        if fault.position not in (known := self._known[fault.kernel]):
-            reaching = (n for n in self._launching[fault.kernel] if self._reaches(fault, n))
-            known[fault.position] = next(filter(None, (self._caught(fault, n) for n in reaching)), "")
+    def _is_caught(self, fault: Fault) -> bool:
+        known = self._known[fault.kernel]
+        if fault.position not in known:
+            known[fault.position] = self._try(fault, MOST_PROBLEMS).caught != ""
         return known[fault.position]
 
     def _reaches(self, fault: Fault, n: int) -> bool:
@@ -237,27 +246,27 @@ class Bench:
             self._lines[n] = {launch["kernel"]: set(launch["executed_lines"]) for launch in emulated.launches()}
         return fault.ptx_line in self._lines[n][fault.kernel]
 
-    def _never_seen(self, fault: Fault) -> str:
-        """What no problem ever shows of a comparison or a constant, where that is why nothing changes."""
+    def _probe(self, fault: Fault) -> tuple[str, str]:
+        """What traps where the fault makes a difference to its own statement, and what is never so if nothing traps.
+
+        Empty where there is no such thing.
+        """
         if fault.kind == "address":
-            return self._never_different(fault)
+            return self._probe_of_constant(fault), "never different"
         parts = re.fullmatch(
             r"(@!?%\w+ )?setp\.\w+\.(?:(?:and|or|xor)\.)?(\w+)\s+([^,|]+)[^,]*,([^,]+),([^,;]+).*", fault.ptx
         )
         if fault.kind != "predicate" or parts is None:
-            return ""
+            return "", ""
         guard, type_, predicate, a, b = (part or "" for part in parts.groups())
         if "always" in fault.what:
             never = "true" if "true" not in fault.what else "false"
-            probe = f"{fault.ptx} @{'' if never == 'true' else '!'}{predicate} trap;"
-        else:
-            never = "equal"
-            test = f"setp.eq.{type_} %probe, {a}, {b}; @%probe trap;"
-            probe = f"{{ .reg .pred %probe; {guard}{test} }} {fault.ptx}" if not guard else ""
-        return f"never {never}" if probe and not self._traps(fault, probe) else ""
+            return f"{fault.ptx} @{'' if never == 'true' else '!'}{predicate} trap;", f"never {never}"
+        test = f"setp.eq.{type_} %probe, {a}, {b}; @%probe trap;"
+        return (f"{{ .reg .pred %probe; {test} }} {fault.ptx}" if not guard else ""), "never equal"
 
-    def _never_different(self, fault: Fault) -> str:
-        """Whether a constant's change never changes the result of its statement, such as a bit that is 0 anyway."""
+    def _probe_of_constant(self, fault: Fault) -> str:
+        """Traps where a constant's change changes its statement's result, unlike that of a bit that is 0 anyway."""
         parts = re.fullmatch(r"(\w+)\.(\S+)\s+(%\w+),(.*)", fault.replacement)
         if parts is None or "wide" in fault.ptx:
             return ""
@@ -266,27 +275,29 @@ class Bench:
         if not fault.what.startswith("constant") or bits not in ("32", "64"):
             return ""
         changed = f".reg .b{bits} %probe; .reg .pred %differs; {opcode}.{types} %probe, {operands}"
-        probe = f"{{ {changed} {fault.ptx} setp.ne.b{bits} %differs, %probe, {result}; @%differs trap; }}"
-        return "" if self._traps(fault, probe) else "never different"
+        return f"{{ {changed} {fault.ptx} setp.ne.b{bits} %differs, %probe, {result}; @%differs trap; }}"
 
-    def _traps(self, fault: Fault, probe: str) -> bool:
-        import flash
-
+    def _trapping(self, fault: Fault, probe: str, ns: list[int]) -> list[int]:
+        """Those of the problems in which the probe in place of the fault's statement traps."""
         text = emulated.lib.emulated_ptx(fault.kernel.encode()).decode()
         line = text.splitlines()[fault.ptx_line - 1]
         if fault.ptx not in " ".join(line.split()):
-            return True
+            return ns
         problem = emulated.lib.emulated_plant(fault.kernel.encode(), fault.ptx_line, probe.encode())
         assert problem is None, f"{probe}: {problem}"
         try:
-            for n in self._launching[fault.kernel]:
-                if self._reaches(fault, n):
-                    with emulated.running(checks=0):
-                        self._problems[n].run()
-        except flash.CudaError:
-            return True
+            with emulated.running(checks=0):
+                return [n for n in ns if self._fails(n)]
         finally:
             emulated.lib.emulated_plant(None, 0, b"")
+
+    def _fails(self, n: int) -> bool:
+        import flash
+
+        try:
+            self._problems[n].run()
+        except flash.CudaError:
+            return True
         return False
 
     def _caught(self, fault: Fault, n: int) -> str:
