@@ -3,6 +3,8 @@
 It is built in a folder of its own, which is kept: a later session compiles what has changed. pip's build folder serves
 no test, since it needn't be there and may hold other options. A test that needs the library in its own process carries
 the mark `emulated`, and test_emulated.py runs it; others start processes with `environment()`.
+
+As a program it builds the library and prints the build folder, or nothing where there can be no such library.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -59,3 +62,11 @@ def _cmake(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def _end(done: subprocess.CompletedProcess[str]) -> str:
     return (done.stdout + done.stderr)[-4000:]
+
+
+if __name__ == "__main__":
+    try:
+        path()
+        print(FOLDER)
+    except pytest.skip.Exception as reason:
+        print(reason, file=sys.stderr)

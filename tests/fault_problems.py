@@ -17,7 +17,7 @@ import emulated
 import numpy
 from kinds import Emulated
 from numeric import GRADIENTS, answers, assert_accurate, assert_accurate_lse, run_exact, run_naive
-from problems import Case, Problem, Shape, dtype_of, sum_dtype
+from problems import Case, Problem, Shape, dtype_of, poison_past_lengths, sum_dtype
 
 import flash
 import flash.dropout
@@ -292,6 +292,31 @@ class LargeBlocks(Case):
         return problem
 
 
+class Edges(Case):
+    """With sequences in which a tile is exactly inside of the band or the length, or one position outside."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        offset, q_len, kv_len = [68, 60, 67, 61, 0], [144, 144, 143, 144, 127], [144, 144, 144, 127, 143]
+        problem.options |= {"window": (130, 66), "q_offset": numpy.array(offset, "i8")}
+        problem.options |= {"q_lens": numpy.array(q_len, "i4"), "kv_lens": numpy.array(kv_len, "i4")}
+        poison_past_lengths(problem)
+        return problem
+
+
+class LowScores(Case):
+    """With scores so low that 2^-lse is infinite: that of a key that isn't there shows, even times 0."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        # Around -100, of few bits, so that no score is rounded.
+        for name, add in (("q", 4), ("k", -math.ceil(8 * 98 / self.shape.D) / 8)):
+            x = getattr(problem, name)
+            setattr(problem, name, (numpy.round(x.astype("f4")) / 8 + add).astype(x.dtype))
+        problem.options["scale"] = 0.25
+        return problem
+
+
 class UnseenKeys(Case):
     """With tiles of keys that no query sees."""
 
@@ -320,13 +345,14 @@ class ZeroSlope(Case):
 
 
 class OddRows(Case):
-    """With rows of q, k, v and do as parts of longer ones, at odd addresses and an odd distance."""
+    """With rows of q, k, v and do as parts of longer ones, at odd addresses and an odd distance, NaN between them."""
 
     def on_device(self, problem: Problem) -> Problem:
         def part(x: Any) -> Any:
-            wide = numpy.full((*x.shape[:-1], x.shape[-1] + 3), numpy.nan, x.dtype)
-            wide[..., 1:-2] = x
-            return KIND.array(wide).view_by(lambda host: host[..., 1:-2])
+            size = x.shape[-1]
+            wide = numpy.full((*x.shape[:-1], size + 8 + (size + 1) % 2), numpy.nan, x.dtype)
+            wide[..., 1 : size + 1] = x
+            return KIND.array(wide).view_by(lambda host: host[..., 1 : size + 1])
 
         rest = problem.map(KIND.array)
         return Problem(*map(part, (*problem.qkv, problem.do)), rest.dlse, rest.options)
@@ -343,6 +369,18 @@ class Transposed(Case):
             for name, x in problem.options.items()
         }
         return Problem(*map(KIND.array, (*problem.qkv, problem.do, problem.dlse)), options)
+
+
+@dataclass(frozen=True)
+class BroadcastBias(Case):
+    """With a bias that is broadcast along one axis."""
+
+    axis: int = 0
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.options["bias"] = problem.options["bias"].take([0], self.axis)
+        return problem
 
 
 SEED = 2**40 + 7
@@ -370,110 +408,112 @@ class AtThreshold(Case):
 
 # ---- The table -------------------------------------------------------------------------------------------------------
 
-# Of each head dim that kernels are built for: rows of whole groups of four numbers, and rows that leave three over.
 DTYPES = "float16", "bfloat16", "float32"
-DIMS = {64: ((64, 40), (39, 23)), 128: ((128, 96), (103, 67)), 256: ((256, 160), (131, 251)),
-        576: ((300, 576), (575, 303))}  # fmt: skip
-GROUPS, SINGLES = 0, 1
+# Of each head dim that kernels are built for D and Dv of rows that fill it, that are made of units of eight numbers, of
+# fours, and of neither, with three over or seven, and one.
+FULL, UNITS, FOURS, SINGLES, ONE_OVER = range(5)
+DIMS = {
+    64: ((64, 64), (40, 56), (60, 36), (39, 23), (57, 41)),
+    128: ((128, 128), (120, 96), (100, 68), (103, 67), (97, 113)),
+    192: ((192, 192), (168, 184), (140, 188), (163, 131), (185, 161)),
+    256: ((256, 256), (200, 248), (204, 196), (251, 131), (249, 193)),
+    576: ((576, 288), (304, 576), (300, 292), (575, 303), (297, 305)),
+}
+# Which rows come with which options and, where a kernel takes all types, of which. What changes how scores are made
+# decides between two kernels.
+PLAIN: tuple[tuple[type[Case], int, str, tuple[str, ...]], ...] = (
+    (Case, FULL, "float16", ()),
+    (Case, SINGLES, "float32", ("causal", "sinks")),
+    (Case, FOURS, "bfloat16", ("window", "kv_lens", "q_lens", "sinks_wide")),
+    (Case, UNITS, "float32", ("block_mask_of_heads", "kv_lens", "q_offset_array")),
+    (LargeBlocks, SINGLES, "bfloat16", ("window_left", "q_lens", "sinks")),
+    (OddRows, ONE_OVER, "float16", ("block_mask", "q_offset", "sinks")),
+)
+SCORES: tuple[tuple[type[Case], int, str, tuple[str, ...]], ...] = (
+    (ZeroSlope, FULL, "float16", ("mask", "alibi", "dropout")),
+    (Case, SINGLES, "float32", ("bias", "softcap", "causal", "sinks")),
+    (Case, FOURS, "bfloat16", ("bias_wide", "dropout_seed_array", "kv_lens", "q_lens", "window")),
+    (
+        ZeroSlope,
+        UNITS,
+        "float32",
+        ("softcap", "mask_of_keys", "alibi_of_batch", "block_mask_of_batch", "q_lens", "sinks_wide"),
+    ),
+    (LargeBlocks, SINGLES, "bfloat16", ("scale_negative", "q_offset_array", "bias_of_keys", "sinks")),
+    (OddRows, ONE_OVER, "float16", ("bias", "alibi", "mask", "q_offset", "window", "dropout", "softcap", "sinks")),
+)
+# Of a row of these tables. Tiles have up to 64 rows and columns; the tensor cores' up to 128 rows and 64 columns.
 SHAPES = Shape((1,), 70, 150, 2, 1), Shape((2,), 67, 133, 2, 2), Shape((2,), 37, 197, 3, 1)
-
-# What changes how scores are made decides between two kernels; each type of numbers meets both kinds of rows.
-PLAIN = (
-    ("float16", GROUPS, ()),
-    ("float32", SINGLES, ("causal", "sinks")),
-    ("bfloat16", GROUPS, ("window", "kv_lens", "q_lens")),
-    ("float32", GROUPS, ("block_mask_of_heads", "kv_lens", "sinks_wide")),
-    ("bfloat16", SINGLES, ("block_mask", "q_offset_array", "sinks")),
-    ("float16", SINGLES, ("window_left", "q_lens", "block_mask_of_batch", "sinks")),
-)
-SCORES = (
-    ("float16", GROUPS, ("mask", "alibi", "dropout")),
-    ("float32", SINGLES, ("bias", "softcap", "causal", "sinks")),
-    ("bfloat16", GROUPS, ("bias_wide", "dropout_seed_array", "kv_lens", "window")),
-    ("float32", GROUPS, ("softcap", "mask_of_keys", "alibi_of_batch", "block_mask_of_heads", "q_lens", "sinks")),
-    ("bfloat16", SINGLES, ("scale_negative", "block_mask_of_batch", "q_offset_array", "bias_of_keys")),
-    ("float16", SINGLES, ("bias", "alibi", "mask", "q_offset", "window", "dropout", "softcap")),
-)
-
-# The tensor cores' kernels, for 16-bit types: of each head dim rows of units of eight numbers, of fours, and of singles.
-TENSOR_DIMS = {64: ((64, 40), (60, 36), (39, 23)), 128: ((128, 96), (100, 68), (103, 67)),
-               192: ((168, 192), (140, 188), (163, 131)), 256: ((256, 200), (204, 196), (251, 131))}  # fmt: skip
-UNITS, FOURS, ODD = 0, 1, 2
-# Their tiles have up to 128 rows and 64 columns.
 TENSOR_SHAPES = Shape((1,), 150, 197, 2, 1), Shape((2,), 133, 150, 2, 2), Shape((2,), 197, 133, 2, 1)
-
-TENSOR_PLAIN = (
-    (Case, UNITS, 0, ()),
-    (Case, ODD, 0, ("causal", "sinks")),
-    (Case, FOURS, 1, ("window", "kv_lens", "q_lens", "sinks_wide")),
-    (Case, UNITS, 2, ("block_mask_of_heads", "kv_lens", "q_offset_array")),
-    (LargeBlocks, ODD, 1, ("window_left", "q_lens")),
-    (OddRows, UNITS, 1, ("block_mask", "q_offset")),
-)
-TENSOR_SCORES = (
-    (ZeroSlope, UNITS, 0, ("mask", "alibi", "dropout")),
-    (Case, ODD, 0, ("bias", "softcap", "causal", "sinks")),
-    (Case, FOURS, 1, ("bias_wide", "dropout_seed_array", "kv_lens", "q_lens", "window")),
-    (ZeroSlope, UNITS, 2, ("softcap", "mask_of_keys", "alibi_of_batch", "block_mask_of_heads", "q_lens", "sinks")),
-    (LargeBlocks, ODD, 1, ("scale_negative", "q_offset_array", "bias_of_keys")),
-    (OddRows, UNITS, 1, ("bias", "alibi", "mask", "q_offset", "window", "dropout", "softcap")),
-)
-
-
-def tensor_cases() -> Iterator[Case]:
-    for dims in TENSOR_DIMS.values():
-        for dtype in ("float16", "bfloat16"):
-            for make, rows, shape, names in (*TENSOR_PLAIN, *TENSOR_SCORES):
-                D, Dv = dims[rows]
-                yield make(TENSOR_SHAPES[shape]._replace(D=D, Dv=Dv), dtype, names)
+SHAPE_OF_ROW = 0, 0, 1, 2, 1, 1
 
 
 def cases() -> Iterator[Case]:
-    for dims in DIMS.values():
-        groups, singles = (Shape(D=D, Dv=Dv) for D, Dv in dims)
-        for options in (PLAIN, SCORES):
-            for n, (dtype, rows, names) in enumerate(options):
-                over = 2 if n == 5 else 0  # of rows: one is left
-                D, Dv = (number - over for number in dims[rows])
-                yield Case(SHAPES[n // 2]._replace(D=D, Dv=Dv), dtype, names)
-        lengths = "q_lens", "kv_lens", "q_offset_array", "sinks"
-        for more in ((), ("mask_of_keys",)):
-            yield OtherIntegers(groups._replace(N=(2,), Lq=37, Lk=69, Hq=1, Hk=1), "float16", (*lengths, *more))
-            two_over = singles._replace(N=(2,), Lq=70, Lk=140, Hq=2, Hk=1, D=singles.D - 1, Dv=singles.Dv - 1)
-            yield SmallBlocks(two_over, "float32", ("q_lens", "kv_lens", "sinks", *more))
-        tiny = groups._replace(N=(2, 3), Lq=17, Lk=21, Hq=2, Hk=2)
-        yield Transposed(tiny, "bfloat16", lengths)
-        yield Transposed(tiny, "float32", (*lengths, "mask", "alibi_of_batch", "bias"))
-        for corner in range(4):
-            yield AtThreshold(groups._replace(N=(1,), Lq=16, Lk=16, Hq=1, Hk=1), "float32", (), corner=corner)
-        for dtype in DTYPES:
-            for more in ((), ("softcap",)):
-                yield UnseenKeys(groups._replace(N=(1,), Lq=4, Lk=200, Hq=2, Hk=1), dtype, more)
-                yield UnseeingQueries(singles._replace(N=(1,), Lq=200, Lk=5, Hq=2, Hk=1), dtype, more)
+    """Of every kernel with tiles of scores: the plain ones, then the tensor cores'."""
+    for head_dim in (64, 128, 256, 576):
+        yield from of_kernels(head_dim, DTYPES if head_dim > MOST_TENSOR_DIM else ("float32",), SHAPES)
+    for head_dim in (64, 128, 192, 256):
+        for dtype in ("float16", "bfloat16"):
+            yield from of_kernels(head_dim, (dtype,), TENSOR_SHAPES)
     # Several leading axes, along some of which the bias is broadcast; all of it in one tile.
     for dtype, name in (("float32", "bias"), ("float16", "bias_of_keys"), ("bfloat16", "bias_wide")):
         yield Case(Shape((2, 3), 21, 33, 2, 1, 24, 16), dtype, (name, "block_mask"))
+    for axis in range(5):
+        yield BroadcastBias(Shape((2, 3), 70, 150, 2, 1, 24, 16), "float32", ("bias",), axis=axis)
+    yield SmallBlocks(Shape((1,), 40, 200, 1, 1, 24, 16), "float16", ("bias",))
+
+
+MOST_TENSOR_DIM = 256
+
+
+def of_kernels(head_dim: int, dtypes: tuple[str, ...], shapes: tuple[Shape, ...]) -> Iterator[Case]:
+    """Of the kernels for a head dim, with options and without."""
+
+    def shape(kind: int, N: tuple[int, ...], Lq: int, Lk: int, Hq: int, Hk: int) -> Shape:
+        return Shape(N, Lq, Lk, Hq, Hk, *DIMS[head_dim][kind])
+
+    last = dtypes[-1]
+    for table, more, integers, arrays in (
+        (PLAIN, (), (), ()),
+        (SCORES, ("mask_of_keys",), ("bias", "dropout_seed_array"), ("mask", "alibi_of_batch", "bias")),
+    ):
+        for (make, kind, dtype, names), n in zip(table, SHAPE_OF_ROW, strict=True):
+            yield make(shape(kind, *shapes[n][:5]), dtype if dtype in dtypes else last, names)
+        lengths = "q_lens", "kv_lens", "q_offset_array", "sinks"
+        yield OtherIntegers(shape(UNITS, (2,), 37, 69, 1, 1), last, (*lengths, *integers))
+        yield SmallBlocks(shape(ONE_OVER, (2,), 200, 140, 2, 1), last, ("q_lens", "kv_lens", "sinks", *more))
+        yield Transposed(shape(FOURS, (2, 3), 17, 21, 2, 2), last, (*lengths, *arrays))
+        yield Case(shape(UNITS, (1,), 144, 144, 1, 1), last, more)
+        yield Edges(shape(UNITS, (5,), 144, 144, 1, 1), last, more)
+        yield LowScores(shape(UNITS, (2,), 70, 150, 1, 1), last, ("kv_lens", *more))
+        yield UnseenKeys(shape(UNITS, (1,), 4, 200, 2, 1), last, more)
+        yield UnseeingQueries(shape(SINGLES, (1,), 200, 5, 2, 1), last, more)
+    for corner in range(4):
+        yield AtThreshold(shape(UNITS, (1,), 16, 16, 1, 1), last, (), corner=corner)
 
 
 def of_case(case: Case) -> Iterator[Any]:
     yield Forward(case)
     yield Backward(case, ("k", "v"))
     yield Backward(case, ("q",))
-    given = answers(case).problem.options
-    for name in ("bias", "sinks"):
-        if name in given:
-            yield Backward(case, (name,))
-    if case.shape.D <= 128:
-        yield Weights(case)
     if isinstance(case, OtherIntegers):
         yield Forward(case, with_lse=False)
         yield Backward(case, ("k",))
         yield Backward(case, ("v",))
+    most = max(case.shape.D, case.shape.Dv)
+    if case.dtype != "float32" and 64 < most <= MOST_TENSOR_DIM:
+        return  # the other kernels have no head dim, and meet these types in other cases
+    given = answers(case).problem.options
+    for name in ("bias", "sinks"):
+        if name in given:
+            yield Backward(case, (name,))
+    if most <= 128:
+        yield Weights(case)
 
 
 def problems() -> Iterator[Any]:
-    for case in (*cases(), *tensor_cases()):
-        several = case.shape.N != SHAPES[0].N
+    for case in cases():
+        several = case.shape.N != (1,)
         for problem in of_case(case):
             blocks = 1 if isinstance(problem, Backward) and problem.wrt == ("sinks",) else 3
             yield FewBlocks(problem, blocks) if several else problem

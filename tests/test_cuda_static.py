@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ptx import loaded_library
 
 import flash
 
@@ -59,10 +60,6 @@ class Instruction(NamedTuple):
     address: int
     name: str  # with its modifiers, such as LDS.128
     text: str
-
-
-def loaded_library() -> Path:
-    return Path(re.findall(r"/.*/libflash\w*\.so", Path("/proc/self/maps").read_text())[0])
 
 
 def find_cuobjdump() -> str | None:

@@ -15,6 +15,11 @@ std::string verb(const Access &a) {
                                  : "read");
 }
 
+Strength strength(const Instruction &i, const Access &a) {
+  if (!i.strong && a.use != Use::kAtomic) return Strength::kWeak;
+  return i.scope == Scope::kBlock ? Strength::kBlock : Strength::kDevice;
+}
+
 bool fits(uint64_t offset, uint64_t bytes, uint64_t size) { return offset <= size && bytes <= size - offset; }
 
 bool aligned(const Access &a, int lane) { return a.address[lane] % static_cast<uint64_t>(a.bytes) == 0; }
@@ -80,7 +85,7 @@ Mask shared(Warp &w, const Instruction &i, Access &a, Mask lanes) {
       }
     }
     if (block.shadow != nullptr) {
-      const Accessor who{w.thread(lane), w.pc, i.strong || a.use == Use::kAtomic};
+      const Accessor who{w.thread(lane), w.pc, strength(i, a)};
       const Conflict c = a.copy                ? block.shadow->begin_copy(*block.clocks, who, offset, a.bytes)
                          : a.use == Use::kRead ? block.shadow->read(*block.clocks, who, offset, a.bytes)
                                                : block.shadow->write(*block.clocks, who, offset, a.bytes);
@@ -143,7 +148,7 @@ Mask global(Warp &w, const Instruction &i, Access &a, Mask lanes) {
     a.place[lane] = reinterpret_cast<std::byte *>(address);
     good |= Mask{1} << lane;
     if (run.global_shadow != nullptr && !found->constant) {
-      const Accessor who{w.thread(lane), w.pc, i.strong || a.use == Use::kAtomic};
+      const Accessor who{w.thread(lane), w.pc, strength(i, a)};
       const Clocks &clocks = *w.block->clocks;
       const Conflict c = a.use == Use::kRead ? run.global_shadow->read(clocks, w.block->number, who, address, a.bytes)
                                              : run.global_shadow->write(clocks, w.block->number, who, address, a.bytes);
@@ -255,7 +260,8 @@ void order_before(Warp &w, const Instruction &i, const Access &a, Mask lanes) {
   GlobalShadow *shadow = w.run->global_shadow.get();
   if (shadow == nullptr) return;
   each_lane(lanes, [&](int lane) {
-    if (const Message what = shadow->published(key(a, lane))) w.block->clocks->find(w.thread(lane), what, i.acquire);
+    const Messages found = shadow->published(key(a, lane), w.block->number);
+    w.block->clocks->find(w.thread(lane), found, i.acquire, i.scope);
   });
 }
 
@@ -263,8 +269,8 @@ void order_after(Warp &w, const Instruction &i, const Access &a, Mask lanes) {
   GlobalShadow *shadow = w.run->global_shadow.get();
   if (shadow == nullptr) return;
   each_lane(lanes, [&](int lane) {
-    const Message what = w.block->clocks->message(w.thread(lane), i.release);
-    if (what) shadow->publish(key(a, lane), what);
+    const Messages sent = w.block->clocks->message(w.thread(lane), i.release, i.scope);
+    shadow->publish(key(a, lane), w.block->number, sent);
   });
 }
 

@@ -59,6 +59,14 @@ T result_of(uint8_t operation, T old, T b, T c) {
   return old;
 }
 
+// Lanes whose address is in global memory, where sums of f32 know no subnormals; elsewhere they do.
+Mask lanes_in_global_memory(const Instruction &i, const Access &a) {
+  if (i.space != Space::kGeneric) return i.space == Space::kGlobal ? kAllLanes : 0;
+  Mask lanes = 0;
+  for (int lane = 0; lane < kLanes; ++lane) lanes |= Mask{(a.address[lane] & kWindowMask) != kSharedWindow} << lane;
+  return lanes;
+}
+
 // in[0]: address, in[1]: b, in[2]: c of cas; out[0]: the old value, if wanted.
 template <class T>
 void atomic(Warp &w, const Instruction &i, Mask mask) {
@@ -67,13 +75,17 @@ void atomic(Warp &w, const Instruction &i, Mask mask) {
   a.use = Use::kAtomic;
   a.bytes = sizeof(T);
   lane_addresses(w, i.in[0], i.offset, a.address);
+  const Mask flushes = std::is_same_v<T, float> && i.mode == kAdd ? lanes_in_global_memory(i, a) : 0;
   const Mask good = checked(w, i, a, mask);
-  order_before(w, i, a, good);
+  if (i.out[0].given()) order_before(w, i, a, good);
   const T *b = w.in<T>(i.in[1]), *c = w.in<T>(i.in[i.mode == kCompareSwap ? 2 : 1]);
   each_lane(good, [&](int lane) {
     T old;
     std::memcpy(&old, a.place[lane], sizeof old);
-    const T next = result_of<T>(i.mode, old, b[lane], c[lane]);
+    T next = result_of<T>(i.mode, old, b[lane], c[lane]);
+    if constexpr (std::is_same_v<T, float>) {
+      if (flushes >> lane & 1) next = flushed(flushed(old) + flushed(b[lane]));
+    }
     if (std::memcmp(&old, &next, sizeof old) != 0) ++w.run->changes;
     std::memcpy(a.place[lane], &next, sizeof next);
     if (i.out[0].given()) w.out<T>(i.out[0])[lane] = old;

@@ -105,7 +105,12 @@ void Builder::take_memory_order() {
   } else if (take("acq_rel") || take("sc")) {
     result.strong = result.acquire = result.release = true;
   }
-  take_one({"cta", "cluster", "gpu", "sys"});
+  take_scope();
+}
+
+void Builder::take_scope() {
+  const int scope = take_one({"cta", "cluster", "gpu", "gl", "sys"});
+  result.scope = scope == 0 || scope == 1 ? Scope::kBlock : Scope::kDevice;
 }
 
 void Builder::take_cache_hints() {

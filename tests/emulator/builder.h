@@ -53,8 +53,9 @@ class Builder {
   Type take_type();
   bool next_is_type() const;
   Rounding take_rounding();  // of floats: .rn .rz .rm .rp; nearest if there is none
-  // .relaxed, .acquire, .cta and so on: sets acquire, release and strong.
+  // .relaxed, .acquire and so on: sets acquire, release and strong; and the scope.
   void take_memory_order();
+  void take_scope();  // .gpu if there is none
   void take_cache_hints();
   void ignore_modifiers() { modifiers_.clear(); }  // of opcodes that do nothing here
   // An error if anything is left.

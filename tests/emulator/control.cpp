@@ -16,14 +16,16 @@ void decode_nothing(Builder &b) {
   b.result.run = no_operation;
 }
 
-// mode: 1 for fence.sc
+// mode: Fence
 void fence(Warp &w, const Instruction &i, Mask mask) {
   if (w.block->clocks == nullptr) return;
-  each_lane(mask, [&](int lane) { w.block->clocks->fence(w.thread(lane), i.mode != 0); });
+  each_lane(mask, [&](int lane) { w.block->clocks->fence(w.thread(lane), static_cast<Fence>(i.mode), i.scope); });
 }
-void decode_fence(Builder &b, bool sc) {
-  b.result.mode = b.take_one({"sc", "acq_rel", "acquire", "release"}) == 0 || sc;
-  b.take_one({"cta", "cluster", "gpu", "sys", "gl"});
+void decode_fence(Builder &b, Fence fence_by_default) {
+  const int order = b.take_one({"sc", "acq_rel", "acquire", "release"});
+  constexpr Fence kFences[] = {Fence::kSc, Fence::kBoth, Fence::kAcquire, Fence::kRelease};
+  b.result.mode = static_cast<uint8_t>(order < 0 ? fence_by_default : kFences[order]);
+  b.take_scope();
   b.expect(0, 0);
   b.result.run = fence;
 }
@@ -95,8 +97,8 @@ std::vector<Opcode> control_opcodes() {
       {"ret", decode_exit},
       {"bar", decode_barrier},
       {"barrier", decode_barrier},
-      {"membar", [](Builder &b) { decode_fence(b, true); }},  // of sm_70 and later
-      {"fence", [](Builder &b) { decode_fence(b, false); }},
+      {"membar", [](Builder &b) { decode_fence(b, Fence::kSc); }},  // of sm_70 and later
+      {"fence", [](Builder &b) { decode_fence(b, Fence::kBoth); }},
       {"trap", [](Builder &b) { b.result.run = trap; }},
       {"brkpt", [](Builder &b) { b.result.run = trap; }},
       {"nanosleep",

@@ -1,5 +1,6 @@
 // Integer arithmetic, logic and shifts.
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <type_traits>
 
@@ -46,6 +47,9 @@ T mul_high(T a, T b) {
 template <class T>
 T mad_high(T a, T b, T c) {
   return add<T>(mul_high<T>(a, b), c);
+}
+int32_t mad_high_saturating(int32_t a, int32_t b, int32_t c) {
+  return static_cast<int32_t>(std::clamp<int64_t>(int64_t{mul_high<int32_t>(a, b)} + c, INT32_MIN, INT32_MAX));
 }
 template <class T>
 Wider<T> mul_wide(T a, T b) {
@@ -194,6 +198,22 @@ int32_t dot4(int32_t a, int32_t b, int32_t c) {
   for (int k = 0; k < 32; k += 8) c = add<int32_t>(c, static_cast<A>(a >> k) * static_cast<B>(b >> k));
   return c;
 }
+// mode: 0 with the low half of b, 16 with the high one.
+template <class A, class B>
+int32_t dot2(const Instruction &i, int32_t a, int32_t b, int32_t c) {
+  for (int k = 0; k < 2; ++k) c = add<int32_t>(c, static_cast<A>(a >> 16 * k) * static_cast<B>(b >> (i.mode + 8 * k)));
+  return c;
+}
+// fns: the offset-th set bit of the mask from `base` on, downwards if it is negative; for 0 that at the base itself.
+uint32_t find_set(uint32_t mask, uint32_t base, int32_t offset) {
+  const int step = offset < 0 ? -1 : 1;
+  int64_t missing = std::max<int64_t>(std::abs(int64_t{offset}), 1);
+  for (int64_t bit = base; bit >= 0 && bit < 32; bit += step) {
+    if (mask >> bit & 1 && --missing == 0) return static_cast<uint32_t>(bit);
+    if (offset == 0) break;
+  }
+  return ~0u;
+}
 
 // ---- Decoding
 
@@ -308,9 +328,14 @@ void decode_product_carry(Builder &b, bool takes) {
   b.result.mode = static_cast<uint8_t>((takes ? 1 : 0) | (sets ? 2 : 0) | (high ? 4 : 0));
 }
 
+void saturating(Builder &b, size_t inputs, Handler handler) {
+  const Type type = plain(b, inputs, [&](Builder &, Type) { return handler; });
+  if (!type.is_signed() || type.bits != 32) b.fail(".sat is for s32 only");
+}
+
 void decode_add(Builder &b) {
   if (b.take("sat")) {
-    plain(b, 2, [](Builder &, Type) -> Handler { return lanes<add_saturating>; });
+    saturating(b, 2, lanes<add_saturating>);
   } else if (b.has("cc")) {
     decode_carry<Carry::kAdd>(b, false);
   } else {
@@ -319,7 +344,7 @@ void decode_add(Builder &b) {
 }
 void decode_sub(Builder &b) {
   if (b.take("sat")) {
-    plain(b, 2, [](Builder &, Type) -> Handler { return lanes<sub_saturating>; });
+    saturating(b, 2, lanes<sub_saturating>);
   } else if (b.has("cc")) {
     decode_carry<Carry::kSub>(b, false);
   } else {
@@ -341,7 +366,9 @@ void decode_product(Builder &b, bool adds) {
     if (adds) b.result.in[2] = b.source(3, wide);
     b.result.run = adds ? BY_NARROW_TYPE(mad_wide)(b, type) : BY_NARROW_TYPE(mul_wide)(b, type);
   } else if (b.take("hi")) {
-    if (adds)
+    if (adds && b.take("sat"))
+      saturating(b, 3, lanes<mad_high_saturating>);
+    else if (adds)
       plain(b, 3, BY_TYPE(mad_high));
     else
       plain(b, 2, BY_TYPE(mul_high));
@@ -443,6 +470,18 @@ void decode_dot4(Builder &b) {
   b.result.run = a.is_signed() ? (c.is_signed() ? lanes<dot4<int8_t, int8_t>> : lanes<dot4<int8_t, uint8_t>>)
                                : (c.is_signed() ? lanes<dot4<uint8_t, int8_t>> : lanes<dot4<uint8_t, uint8_t>>);
 }
+void decode_dot2(Builder &b) {
+  const int half = b.take_one({"lo", "hi"});
+  if (half < 0) b.fail("dp2a needs .lo or .hi");
+  const Type a = b.take_type(), c = b.take_type(), word{Type::kBits, 32};
+  b.expect(4, 4);
+  b.result.mode = static_cast<uint8_t>(16 * half);
+  b.result.out[0] = b.target(0, word);
+  for (size_t k = 0; k < 3; ++k) b.result.in[k] = b.source(k + 1, word);
+  b.result.run = a.is_signed()
+                     ? (c.is_signed() ? lanes_with<dot2<int16_t, int8_t>> : lanes_with<dot2<int16_t, uint8_t>>)
+                     : (c.is_signed() ? lanes_with<dot2<uint16_t, int8_t>> : lanes_with<dot2<uint16_t, uint8_t>>);
+}
 
 }  // namespace
 
@@ -492,6 +531,8 @@ std::vector<Opcode> integer_opcodes() {
            decode_count(b, BY_TYPE(find_bit));
        }},
       {"dp4a", decode_dot4},
+      {"dp2a", decode_dot2},
+      {"fns", [](Builder &b) { plain(b, 3, [](Builder &, Type) -> Handler { return lanes<find_set>; }); }},
   };
 }
 

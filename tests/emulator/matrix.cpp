@@ -1,7 +1,7 @@
-// ldmatrix and mma.sync.
+// ldmatrix, movmatrix and mma.sync.
 //
 // Fragments, with group g = lane / 4 and t = lane % 4, e counting 16-bit (tf32: 32-bit) elements of the lane's registers:
-//   ldmatrix   lane holds row g, columns 2t and 2t+1 of each 8x8 matrix; .trans: of its transpose
+//   ldmatrix   lane holds row g, columns 2t and 2t+1 of each 8x8 matrix; .trans: of its transpose; movmatrix: the same
 //   A 16 x k   row g + 8 (e/2 % 2), column 2t + e%2 + 8 (e/4)          tf32: row g + 8 (e%2), column t + 4 (e/2)
 //   B k x 8    row 2t + e%2 + 8 (e/2), column g                        tf32: row t + 4 e, column g
 //   C 16 x 8   row g + 8 (e/2), column 2t + e%2
@@ -71,6 +71,29 @@ void decode_load_matrix(Builder &b) {
   b.address(1);
   r.control = Control::kTogether;
   r.run = load_matrix;
+}
+
+void transpose(Warp &w, const Instruction &i, Mask mask) {
+  if (!complete(w, mask, "movmatrix")) return;
+  uint16_t in[8][8];
+  std::memcpy(in, w.in<uint32_t>(i.in[0]), sizeof in);  // the lanes' pairs lie row by row
+  uint16_t *out = w.out<uint16_t>(i.out[0]);
+  for (int row = 0; row < 8; ++row) {
+    for (int column = 0; column < 8; ++column) out[8 * row + column] = in[column][row];
+  }
+}
+
+void decode_transpose(Builder &b) {
+  b.take("sync");
+  b.take("aligned");
+  if (!b.take("m8n8") || !b.take("trans")) b.fail("only .m8n8.trans");
+  b.take_type();
+  const Type word{Type::kBits, 32};
+  b.expect(2, 2);
+  b.result.out[0] = b.target(0, word);
+  b.result.in[0] = b.source(1, word);
+  b.result.control = Control::kTogether;
+  b.result.run = transpose;
 }
 
 enum Element : uint8_t { kHalf, kBfloat, kTensorFloat };
@@ -185,7 +208,7 @@ void decode_multiply(Builder &b) {
 }  // namespace
 
 std::vector<Opcode> matrix_opcodes() {
-  return {{"ldmatrix", decode_load_matrix, Opcode::kAny}, {"mma", decode_multiply, Opcode::kAny}};
+  return {{"ldmatrix", decode_load_matrix}, {"movmatrix", decode_transpose}, {"mma", decode_multiply}};
 }
 
 }  // namespace emulator

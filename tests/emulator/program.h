@@ -85,6 +85,8 @@ enum class BarrierMode : uint8_t { kSync, kArrive, kPopc, kAnd, kOr };  // Instr
 
 enum class Space : uint8_t { kGeneric, kGlobal, kConst, kShared, kLocal, kParam };
 enum class Compare : uint8_t { kEq, kNe, kLt, kLe, kGt, kGe, kNum, kNan };
+// Who sees a strong access or fence as one: .cta (and .cluster, since clusters are single blocks), or .gpu and .sys.
+enum class Scope : uint8_t { kBlock, kDevice };
 enum class Bool : uint8_t { kNone, kAnd, kOr, kXor };
 
 struct Instruction {
@@ -108,6 +110,7 @@ struct Instruction {
   uint8_t mode = 0;                                       // of opcodes with variants
   uint8_t from = 0, to = 0;                               // types of cvt
   bool acquire = false, release = false, strong = false;  // memory order; strong: volatile, relaxed or more
+  Scope scope = Scope::kDevice;                           // of a strong access or fence
   int64_t offset = 0;                                     // of an address
   uint32_t target = 0;                                    // of a branch; count of a wait
   // For reports and counts.

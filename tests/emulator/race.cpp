@@ -34,6 +34,10 @@ void add(Published &to, const Published &from) {
   to = std::move(sum);
 }
 
+// Whether two accesses are strong enough for each other, so that they don't race.
+bool both(Strength a, Strength b, Strength enough) { return a >= enough && b >= enough; }
+Strength between(uint64_t block, uint64_t other) { return block == other ? Strength::kBlock : Strength::kDevice; }
+
 template <class Visit>
 void each_lane(Mask lanes, Visit visit) {
   for (; lanes != 0; lanes &= lanes - 1) visit(__builtin_ctz(lanes));
@@ -54,6 +58,8 @@ Clocks::Clocks(uint64_t block, int agents)
       known_(at(agents), std::make_shared<const std::vector<Clock>>(at(agents), 0)),
       published_(at(agents)),
       found_(at(agents)),
+      published_far_(at(agents)),
+      found_far_(at(agents)),
       fenced_(at(agents)),
       found_fenced_(at(agents)) {}
 
@@ -133,24 +139,39 @@ Published Clocks::publish_now(int thread) {
   return all;
 }
 
-void Clocks::fence(int thread, bool sc) {
+void Clocks::fence(int thread, Fence kind, Scope scope) {
   const size_t t = at(thread);
-  take_over(thread, std::exchange(found_[t], nullptr));
-  if (sc) take_over(thread, std::exchange(found_fenced_[t], nullptr));
+  const bool far = scope == Scope::kDevice, sc = kind == Fence::kSc && far;
+  if (kind != Fence::kRelease) {
+    take_over(thread, std::exchange(found_[t], nullptr));
+    if (far) take_over(thread, std::exchange(found_far_[t], nullptr));
+    if (sc) take_over(thread, std::exchange(found_fenced_[t], nullptr));
+  }
+  if (kind == Fence::kAcquire) return;
   published_[t] = publish_now(thread);
+  if (far) published_far_[t] = published_[t];
   if (sc) fenced_[t] = published_[t];
 }
 
-Message Clocks::message(int thread, bool now) {
-  return {now ? publish_now(thread) : published_[at(thread)], fenced_[at(thread)]};
+Messages Clocks::message(int thread, bool now, Scope scope) {
+  const size_t t = at(thread);
+  Messages all;
+  all.block = {now ? publish_now(thread) : published_[t], fenced_[t]};
+  if (scope == Scope::kDevice) all.device = {now ? all.block.released : published_far_[t], fenced_[t]};
+  return all;
 }
 
-void Clocks::find(int thread, const Message &message, bool now) {
-  if (now)
-    take_over(thread, message.released);
-  else
-    add(found_[at(thread)], message.released);
-  add(found_fenced_[at(thread)], message.fenced);
+void Clocks::find(int thread, const Messages &messages, bool now, Scope scope) {
+  const size_t t = at(thread);
+  const auto one = [&](const Message &message, Published &found) {
+    if (now)
+      take_over(thread, message.released);
+    else
+      add(found, message.released);
+    add(found_fenced_[t], message.fenced);
+  };
+  one(messages.block, found_[t]);
+  if (scope == Scope::kDevice) one(messages.device, found_far_[t]);
 }
 
 void Clocks::take_over(int thread, const Published &what) {
@@ -173,12 +194,12 @@ void Clocks::take_over(int thread, const Published &what) {
 // Whether nothing speaks against an access by the last write: the usual case, quickly.
 inline bool SharedShadow::after_write(const Cell &cell, const Clocks &clocks, Accessor who) {
   return !cell.in_flight && (cell.write_clock == 0 || clocks.ordered(cell.writer, cell.write_clock, who.thread) ||
-                             (cell.strong && who.strong));
+                             both(cell.strength, who.strength, Strength::kBlock));
 }
 
 Conflict SharedShadow::against_write(const Cell &cell, const Clocks &clocks, Accessor who) {
   if (cell.in_flight) return {Conflict::With::kCopyInFlight, 0, cell.writer, cell.write_pc};
-  if (cell.write_clock != 0 && !(cell.strong && who.strong) &&
+  if (cell.write_clock != 0 && !both(cell.strength, who.strength, Strength::kBlock) &&
       !clocks.ordered(cell.writer, cell.write_clock, who.thread)) {
     return {Conflict::With::kWrite, 0, cell.writer, cell.write_pc};
   }
@@ -199,7 +220,7 @@ void SharedShadow::add_reader(Cell &cell, const Clocks &clocks, Accessor who) {
   const auto warp = static_cast<uint16_t>(who.thread / kLanes);
   const Clock now = clocks.now(who.thread);
   const Mask lane = Mask{1} << who.thread % kLanes;
-  const auto same = [&](const Reader &r) { return r.warp == warp && r.clock == now && r.strong == who.strong; };
+  const auto same = [&](const Reader &r) { return r.warp == warp && r.clock == now && r.strength == who.strength; };
   Reader &last = cell.reader;
   if (last.lanes != 0 && (cell.more != 0 || !before(last, clocks, who.thread))) {
     if (cell.more == 0) {
@@ -217,7 +238,7 @@ void SharedShadow::add_reader(Cell &cell, const Clocks &clocks, Accessor who) {
                more.end());
     if (!before(last, clocks, who.thread)) more.push_back(last);
   }
-  last = {lane, now, who.pc, warp, who.strong};
+  last = {lane, now, who.pc, warp, who.strength};
 }
 
 void SharedShadow::refine(int bytes) {
@@ -244,7 +265,7 @@ Conflict SharedShadow::read(const Clocks &clocks, Accessor who, uint64_t offset,
     Cell &cell = cells_[i];
     if (!after_write(cell, clocks, who) && !conflict) conflict = against_write(cell, clocks, who);
     Reader &last = cell.reader;
-    if (last.lanes != 0 && last.warp == warp && last.clock == now && last.strong == who.strong) {
+    if (last.lanes != 0 && last.warp == warp && last.clock == now && last.strength == who.strength) {
       last.lanes |= lane;
       last.pc = who.pc;
     } else {
@@ -263,7 +284,8 @@ Conflict SharedShadow::write(const Clocks &clocks, Accessor who, uint64_t offset
     if (!after_write(cell, clocks, who) && !conflict) conflict = against_write(cell, clocks, who);
     const auto check = [&](const Reader &reader) {
       int thread = 0;
-      if (reader.lanes == 0 || conflict || (reader.strong && who.strong) || before(reader, clocks, who.thread, &thread))
+      if (reader.lanes == 0 || conflict || both(reader.strength, who.strength, Strength::kBlock) ||
+          before(reader, clocks, who.thread, &thread))
         return;
       conflict = {Conflict::With::kRead, 0, thread, reader.pc};
     };
@@ -276,7 +298,7 @@ Conflict SharedShadow::write(const Clocks &clocks, Accessor who, uint64_t offset
     cell.write_clock = clocks.now(who.thread);
     cell.write_pc = who.pc;
     cell.writer = static_cast<uint16_t>(who.thread);
-    cell.strong = who.strong;
+    cell.strength = who.strength;
   }
   return conflict;
 }
@@ -323,8 +345,9 @@ void GlobalShadow::visit(uint64_t address, int bytes, Visit visit) {
 }
 
 Conflict GlobalShadow::against_write(const Cell &cell, const Clocks &clocks, uint64_t block, Accessor who) {
-  if (cell.write_block == 0 || (cell.write_strong && who.strong)) return {};
+  if (cell.write_block == 0) return {};
   const uint64_t other = cell.write_block - 1;
+  if (both(cell.write_strength, who.strength, between(other, block))) return {};
   if (other == block ? clocks.ordered(cell.writer, cell.write_clock, who.thread)
                      : clocks.ordered(other, cell.writer, cell.write_clock, who.thread)) {
     return {};
@@ -346,7 +369,7 @@ Conflict GlobalShadow::read(const Clocks &clocks, uint64_t block, Accessor who, 
     cell.read_warp = warp;
     cell.read_clock = now;
     cell.read_pc = who.pc;
-    cell.read_strong = who.strong;
+    cell.read_strength = who.strength;
   });
   return conflict;
 }
@@ -355,8 +378,8 @@ Conflict GlobalShadow::write(const Clocks &clocks, uint64_t block, Accessor who,
   Conflict conflict;
   visit(address, bytes, [&](Cell &cell) {
     if (!conflict) conflict = against_write(cell, clocks, block, who);
-    if (!conflict && cell.read_block != 0 && !(cell.read_strong && who.strong)) {
-      const uint64_t other = cell.read_block - 1;
+    const uint64_t other = uint64_t{cell.read_block} - 1;
+    if (!conflict && cell.read_block != 0 && !both(cell.read_strength, who.strength, between(other, block))) {
       for (Mask rest = cell.readers; rest != 0 && !conflict; rest &= rest - 1) {
         const int reader = cell.read_warp * kLanes + __builtin_ctz(rest);
         if (!clocks.ordered(other, reader, cell.read_clock, who.thread)) {
@@ -374,20 +397,27 @@ Conflict GlobalShadow::write(const Clocks &clocks, uint64_t block, Accessor who,
     cell.write_clock = clocks.now(who.thread);
     cell.write_pc = who.pc;
     cell.writer = static_cast<uint16_t>(who.thread);
-    cell.write_strong = who.strong;
+    cell.write_strength = who.strength;
   });
   return conflict;
 }
 
-void GlobalShadow::publish(uint64_t address, const Message &what) {
-  Message &there = published_[address];
-  add(there.released, what.released);
-  add(there.fenced, what.fenced);
+void GlobalShadow::publish(uint64_t address, uint64_t block, const Messages &what) {
+  if (what.block.released == nullptr && what.block.fenced == nullptr) return;  // then further blocks get nothing either
+  Place &place = published_[address];
+  const auto leave = [](Message &there, const Message &message) {
+    add(there.released, message.released);
+    add(there.fenced, message.fenced);
+  };
+  leave(place.blocks[block], what.block);
+  leave(place.device, what.device);
 }
 
-Message GlobalShadow::published(uint64_t address) const {
-  const auto found = published_.find(address);
-  return found == published_.end() ? Message{} : found->second;
+Messages GlobalShadow::published(uint64_t address, uint64_t block) const {
+  const auto place = published_.find(address);
+  if (place == published_.end()) return {};
+  const auto mine = place->second.blocks.find(block);
+  return {mine == place->second.blocks.end() ? Message{} : mine->second, place->second.device};
 }
 
 }  // namespace emulator

@@ -7,14 +7,18 @@
 //
 // Between blocks, and within one through atomics, order comes as in the PTX memory model: a fence (or .release) before
 // an atomic or strong store of the same thread publishes what the thread knows at that address; an atomic or strong load
-// there, and a fence (or .acquire) of the same thread after it, takes it over.
+// there, and a fence (or .acquire) of the same thread after it, takes it over. `red`, which returns nothing, doesn't.
 //
 // fence.sc, which __threadfence() is, orders more, since any two of them are ordered: between fence and atomic, on either
 // side, there may be a barrier and then another thread. So __threadfence(), __syncthreads() and one thread's atomic
 // publish what all threads wrote; with fence.acq_rel they don't.
 //
+// With .cta scope, on a fence or on an access, all of this holds within the block only, and two strong accesses of
+// different blocks race unless both have .gpu or .sys. What .cta hides stays hidden: a wider atomic of another thread of
+// the block doesn't pass it on.
+//
 // Shadow memory has a cell for 4 bytes, refined to 2 or 1 where a narrower access comes. A cell holds the last write and
-// the reads that are concurrent to each other. Two strong accesses never race.
+// the reads that are concurrent to each other.
 //
 // Later agents (mbarriers, bulk copies, warpgroups) get threads of their own behind those of the block: Clocks takes
 // the number of agents, not of threads.
@@ -35,10 +39,14 @@ using Known = std::shared_ptr<const std::vector<Clock>>;
 // What a release published: by block.
 using Snapshot = std::map<uint64_t, Known>;
 using Published = std::shared_ptr<const Snapshot>;
+enum class Fence : uint8_t { kAcquire, kRelease, kBoth, kSc };
 // What is at an address for those who look there: with a fence or .acquire of their own, or with a fence.sc.
 struct Message {
   Published released, fenced;
-  explicit operator bool() const { return released != nullptr || fenced != nullptr; }
+};
+// The same for threads of one block, and what of it reaches further.
+struct Messages {
+  Message block, device;
 };
 // What a barrier collects, and then hands to everybody who waits.
 struct Knowledge {
@@ -72,12 +80,11 @@ class Clocks {
   // bar.warp.sync: everybody releases, then acquires.
   void join(int first_thread, Mask lanes);
 
-  // `sc`: fence.sc and membar.
-  void fence(int thread, bool sc);
+  void fence(int thread, Fence kind, Scope scope);
   // What an atomic or strong store of this thread publishes, from its last fence or, if `now`, as it is a release.
-  Message message(int thread, bool now);
+  Messages message(int thread, bool now, Scope scope);
   // An atomic or strong load found this; it counts from the next fence on or, if `now`, as the load is an acquire.
-  void find(int thread, const Message &message, bool now);
+  void find(int thread, const Messages &messages, bool now, Scope scope);
 
  private:
   Published publish_now(int thread);
@@ -86,9 +93,9 @@ class Clocks {
   uint64_t block_;
   std::vector<Clock> own_;
   std::vector<Known> known_;
-  // By thread: what its last fence published, and what it found since then.
-  std::vector<Published> published_, found_;
-  // The same across fence.sc and barriers: what is behind a fence.sc that the thread knows of, and what somebody found
+  // By thread: what its last fence published, and what it found since then. Of each, what reaches other blocks.
+  std::vector<Published> published_, found_, published_far_, found_far_;
+  // The same across fence.sc (of the device) and barriers: what is behind a fence.sc that the thread knows of, and what somebody found
   // that a fence.sc of this thread takes over.
   std::vector<Published> fenced_, found_fenced_;
   // What came from other blocks, and the clock at which each thread took it over; 0: it didn't.
@@ -110,11 +117,13 @@ struct Conflict {
   explicit operator bool() const { return with != With::kNothing; }
 };
 
+// Strong accesses are atomic, volatile or have a memory order; and a scope.
+enum class Strength : uint8_t { kWeak, kBlock, kDevice };
 // Who accesses.
 struct Accessor {
   int thread;  // in its block
   uint32_t pc;
-  bool strong;  // atomic, volatile or with a memory order
+  Strength strength;
 };
 
 // Of the shared memory of one block.
@@ -133,13 +142,14 @@ class SharedShadow {
     Clock clock = 0;
     uint32_t pc = 0;
     uint16_t warp = 0;
-    bool strong = false;
+    Strength strength = Strength::kWeak;
   };
   struct Cell {
     Clock write_clock = 0;  // 0: never written
     uint32_t write_pc = 0;
     uint16_t writer = 0;
-    bool in_flight = false, strong = false;
+    bool in_flight = false;
+    Strength strength = Strength::kWeak;
     uint32_t more = 0;  // 1 + index of further readers; 0: none
     Reader reader;
   };
@@ -161,8 +171,8 @@ class GlobalShadow {
   Conflict read(const Clocks &clocks, uint64_t block, Accessor who, uint64_t address, int bytes);
   Conflict write(const Clocks &clocks, uint64_t block, Accessor who, uint64_t address, int bytes);
   // The order that atomics and strong accesses of an address make.
-  void publish(uint64_t address, const Message &what);
-  Message published(uint64_t address) const;
+  void publish(uint64_t address, uint64_t block, const Messages &what);
+  Messages published(uint64_t address, uint64_t block) const;
 
  private:
   static constexpr int kPageLog2 = 12;
@@ -172,7 +182,8 @@ class GlobalShadow {
     uint32_t write_pc = 0, read_pc = 0;
     Mask readers = 0;
     uint16_t writer = 0, read_warp = 0;
-    bool write_strong = false, read_strong = false, several_blocks_read = false;
+    Strength write_strength = Strength::kWeak, read_strength = Strength::kWeak;
+    bool several_blocks_read = false;
   };
   struct Page {
     int cell_bytes = 4;
@@ -183,7 +194,11 @@ class GlobalShadow {
   static Conflict against_write(const Cell &cell, const Clocks &clocks, uint64_t block, Accessor who);
 
   std::unordered_map<uint64_t, Page> pages_;
-  std::unordered_map<uint64_t, Message> published_;
+  struct Place {
+    Message device;
+    std::map<uint64_t, Message> blocks;
+  };
+  std::unordered_map<uint64_t, Place> published_;
   Page *last_page_ = nullptr;
   uint64_t last_number_ = ~uint64_t{0};
 };

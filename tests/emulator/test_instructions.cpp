@@ -59,6 +59,13 @@ void integers() {
   CHECK_LANES(
       uint32_t, "mad.lo.s32 %r, %a0, %a1, %a2;", [](uint32_t a, uint32_t b, uint32_t c) { return a * b + c; }, u32a,
       u32b, u32c);
+  const auto ends = values<uint32_t>({0x7fffffff, 0x80000000, 0x7fffffff, 0x80000000, 5}, 14);
+  CHECK_LANES(
+      uint32_t, "mad.hi.sat.s32 %r, %a0, %a1, %a2;",
+      [](uint32_t a, uint32_t b, uint32_t c) {
+        return s(std::clamp<int64_t>((int64_t{i(a)} * i(b) >> 32) + i(c), INT32_MIN, INT32_MAX));
+      },
+      ends, ends, ends);
   CHECK_LANES(
       uint64_t, "mad.wide.u32 %r, %a0, %a1, %a2;",
       [](uint32_t a, uint32_t b, uint64_t c) { return uint64_t{a} * b + c; }, u32a, u32b, u64a);
@@ -174,6 +181,45 @@ void integers() {
         return c;
       },
       u32a, u32b, u32c);
+  CHECK_LANES(
+      uint32_t, "dp4a.u32.s32 %r, %a0, %a1, %a2;",
+      [](uint32_t a, uint32_t b, uint32_t c) {
+        for (int k = 0; k < 32; k += 8) c += s(static_cast<uint8_t>(a >> k) * static_cast<int8_t>(b >> k));
+        return c;
+      },
+      u32a, u32b, u32c);
+  CHECK_LANES(
+      uint32_t, "dp2a.lo.s32.u32 %r, %a0, %a1, %a2;",
+      [](uint32_t a, uint32_t b, uint32_t c) {
+        return c + s(static_cast<int16_t>(a) * static_cast<int>(b & 255)) +
+               s((i(a) >> 16) * static_cast<int>(b >> 8 & 255));
+      },
+      u32a, u32b, u32c);
+  CHECK_LANES(
+      uint32_t, "dp2a.hi.u32.s32 %r, %a0, %a1, %a2;",
+      [](uint32_t a, uint32_t b, uint32_t c) {
+        return c + (a & 0xffff) * s(static_cast<int8_t>(b >> 16)) + (a >> 16) * s(i(b) >> 24);
+      },
+      u32a, u32b, u32c);
+  const auto bases = values<uint32_t>({3, 3, 2, 2, 31, 0}, 15), steps = values<uint32_t>({1, ~0u, 1, ~0u, 0, 0}, 16);
+  CHECK_LANES(
+      uint32_t, "and.b32 %w0, %a1, 31; rem.s32 %w1, %a2, 9; fns.b32 %r, %a0, %w0, %w1;",
+      [](uint32_t mask, uint32_t base, uint32_t step) {
+        const int n = i(step) % 9;
+        int bit = i(base & 31);
+        if (n == 0) return mask >> bit & 1 ? s(bit) : ~0u;
+        for (int count = std::abs(n) - 1; bit >= 0 && bit < 32; bit += n > 0 ? 1 : -1) {
+          if ((mask >> bit & 1) == 0) continue;
+          if (count == 0) return s(bit);
+          --count;
+        }
+        return ~0u;
+      },
+      values<uint32_t>({0xaaaaaaaa, 0xaaaaaaaa, 0xaaaaaaaa, 0xaaaaaaaa}, 17), bases, steps);
+  CHECK_LANES(
+      uint32_t, "fns.b32 %r, 0xaaaaaaaa, 2, %a0;", [](uint32_t step) { return step == 1 ? 3 : 1; },
+      std::vector<uint32_t>{1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u,
+                            1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u, 1, ~0u});
   CHECK_LANES(
       uint32_t, "add.cc.u32 %w0, %a0, %a1; addc.u32 %r, %a2, 0;",
       [](uint32_t a, uint32_t b, uint32_t c) { return c + s((uint64_t{a} + b) >> 32); }, u32a, u32b, u32c);
@@ -473,6 +519,8 @@ void errors() {
   CHECK(refused("add.s32 %w0, %d1, %w2;", "width"));
   CHECK(refused("add.s32 %w0, %w9, %w2;", "unknown name %w9"));
   CHECK(refused("bra nowhere;", "no label nowhere"));
+  CHECK(refused("mad.hi.sat.u32 %w0, %w1, %w2, %w3;", ".sat is for s32 only"));
+  CHECK(refused("add.sat.u32 %w0, %w1, %w2;", ".sat is for s32 only"));
   CHECK(refused("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%w0}, {%w0}, {%w0}, {%w0};", "m16n8k32"));
 }
 

@@ -1,4 +1,6 @@
 // Memory: spaces, widths, vectors, atomics, cp.async, ldmatrix and mma, and what is reported about wrong addresses.
+#include <limits>
+
 #include "testing.h"
 
 using namespace emulator;
@@ -7,6 +9,7 @@ namespace testing {
 
 namespace {
 
+constexpr float kNanValue = std::numeric_limits<float>::quiet_NaN();
 const std::string kShared = ".extern .shared .align 16 .b8 dyn[];\n.shared .align 8 .b8 fixed[64];\n";
 
 void loads_and_stores() {
@@ -72,6 +75,36 @@ void atomics() {
           put("%r2") + "ret;",
       64);
   CHECK(shared.clean() && shared.words[5] == 0);
+  // Sums of f32: subnormal addends and sums are zero in global memory, with their sign, and themselves in shared memory.
+  const std::vector<float> olds{1e-40f, -1e-40f, 1.5e-38f, 0.0f, -0.0f, 1e-38f, 3.0f, kNanValue};
+  const std::vector<float> adds{1e-40f, -0.0f, -1.4e-38f, -1e-42f, -1e-42f, 1e-38f, -1e-40f, 1e-40f};
+  const auto bits = [](float x) { return std::to_string(bits_as<uint32_t>(x)); };
+  struct {
+    std::string add;
+    bool (*is_shared)(uint32_t lane);
+  } const forms[] = {
+      {"red.global.add.f32 [%d3], %r4;", [](uint32_t) { return false; }},
+      {"red.shared.add.f32 [%d0], %r4; ld.shared.u32 %r3, [%d0]; st.global.u32 [%d3], %r3;",
+       [](uint32_t) { return true; }},
+      {"selp.b64 %d1, %d1, %d3, %p0; atom.add.f32 %f0, [%d1], %r4; ld.u32 %r3, [%d1]; st.global.u32 [%d3], %r3;",
+       [](uint32_t lane) { return lane % 2 == 1; }},
+  };
+  for (const auto &form : forms) {
+    bool ok = true;
+    for (size_t k = 0; k < olds.size(); ++k) {
+      const auto sum = launched(
+          ".shared .align 4 .b8 s[128]; mov.u32 %r0, s; cvt.u64.u32 %d0, %r0; cvta.shared.u64 %d1, %d0;"
+          "cvt.u64.u32 %d2, %four; add.s64 %d0, %d0, %d2; add.s64 %d1, %d1, %d2; add.s64 %d3, %buffer, %d2;"
+          "and.b32 %r2, %tid, 1; setp.eq.u32 %p0, %r2, 1; mov.u32 %r3, " +
+          bits(olds[k]) + "; mov.u32 %r4, " + bits(adds[k]) + "; st.shared.u32 [%d0], %r3; st.global.u32 [%d3], %r3;" +
+          form.add + "ret;");
+      const float plain = olds[k] + adds[k], flushes = flushed(flushed(olds[k]) + flushed(adds[k]));
+      ok = ok && sum.clean();
+      for (uint32_t t = 0; t < 32; ++t)
+        ok = ok && same(bits_as<float>(sum.words[t]), form.is_shared(t) ? plain : flushes);
+    }
+    check(ok, __FILE__, __LINE__, form.add);
+  }
 }
 
 void wrong_addresses() {
@@ -240,6 +273,20 @@ void matrices() {
   check_product<8>("bf16", 1);
   check_product<8>("tf32", 2);
   check_product<4>("tf32", 2);
+  // movmatrix: element (row, column) has the value 8 row + column.
+  const auto moved = launched(
+      "shl.b32 %r0, %lane, 1; add.u32 %r1, %r0, 1; shl.b32 %r1, %r1, 16; or.b32 %r0, %r0, %r1;"
+      "movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r0;" +
+      put("%r2") + "ret;");
+  CHECK(moved.clean());
+  bool transposed_all = true;
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    const uint32_t row = lane / 4, column = lane % 4 * 2;
+    transposed_all = transposed_all && moved.words[lane] == ((8 * column + row) | (8 * (column + 1) + row) << 16);
+  }
+  CHECK(transposed_all);
+  CHECK(launched("setp.lt.u32 %p0, %tid, 16; @%p0 movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r0; ret;")
+            .has(Kind::kBarrier));
   // ldmatrix: element (row, column) of matrix m has the value 64 m + 8 row + column.
   for (bool transposed : {false, true}) {
     const auto r = launched(

@@ -167,7 +167,68 @@ void fences_and_barriers() {
     races("@%p0 " + strong + barrier + set, look + meet + strong);
     races(strong + barrier + set, look + meet + "@%p0 " + strong);
     races(strong + barrier + set, look + meet);
+    races("membar.cta;" + barrier + set, look + meet + strong);
+    races(strong + barrier + set, look + meet + "membar.cta;");
   }
+}
+
+// Between blocks every part of a message has .gpu or .sys scope; within one .cta will do.
+void scopes() {
+  // From thread 0 of block 0 to thread 0 of block 1, or to thread 32 of the same block.
+  const auto message = [](bool far, const std::string &release, const std::string &acquire) {
+    const std::string where =
+        far ? "and.b32 %r1, %tid, 31; mov.u32 %r0, %ctaid.x;" : "and.b32 %r1, %tid, 31; shr.u32 %r0, %tid, 5;";
+    return where +
+           "setp.ne.u32 %p0, %r1, 0; @%p0 exit; setp.ne.u32 %p1, %r0, 0; @%p1 bra receive;\n"
+           "st.global.u32 [%buffer+4], 42;" +
+           release + "ret;\nreceive:" + acquire +
+           "setp.ne.u32 %p2, %r2, 1; @%p2 bra receive; ld.global.u32 %r3, [%buffer+4];";
+  };
+  const auto ordered = [&](bool far, const std::string &release, const std::string &acquire) {
+    CHECK(always(message(far, release, acquire), std::nullopt, far ? 32 : 64, far ? 2 : 1));
+  };
+  const auto races = [&](const std::string &release, const std::string &acquire) {
+    CHECK(always(message(true, release, acquire), Kind::kRace, 32, 2));
+  };
+  const auto fence = [](const std::string &scope) { return "fence.acq_rel." + scope + ";"; };
+  const auto set = [](const std::string &scope) { return "atom." + scope + ".global.exch.b32 %r2, [%buffer], 1;"; };
+  const auto look = [](const std::string &scope) { return "ld.relaxed." + scope + ".global.u32 %r2, [%buffer];"; };
+  for (const std::string scope : {"cta", "cluster"}) {
+    ordered(false, fence(scope) + set(scope), look(scope) + fence(scope));
+    ordered(false, "st.release." + scope + ".global.u32 [%buffer], 1;",
+            "ld.acquire." + scope + ".global.u32 %r2, [%buffer];");
+    races(fence(scope) + set("gpu"), look("gpu") + fence("gpu"));
+    races(fence("gpu") + set(scope), look("gpu") + fence("gpu"));
+    races(fence("gpu") + set("gpu"), look(scope) + fence("gpu"));
+    races(fence("gpu") + set("gpu"), look("gpu") + fence(scope));
+    races("st.release." + scope + ".global.u32 [%buffer], 1;", "ld.acquire.gpu.global.u32 %r2, [%buffer];");
+    races("st.release.gpu.global.u32 [%buffer], 1;", "ld.acquire." + scope + ".global.u32 %r2, [%buffer];");
+    // A narrow fence takes nothing from a wide one beside it.
+    ordered(true, fence("gpu") + fence(scope) + set("gpu"), look("gpu") + fence(scope) + fence("gpu"));
+  }
+  ordered(true, fence("sys") + set("gpu"), look("sys") + fence("gpu"));
+  ordered(false, "membar.cta;" + set("cta"), look("cta") + "membar.cta;");
+  ordered(false, fence("gpu") + set("gpu"), look("cta") + fence("cta"));
+  races("membar.cta;" + set("gpu"), look("gpu") + "membar.gl;");
+  // Fences of one direction.
+  ordered(true, "fence.release.gpu;" + set("gpu"), look("gpu") + "fence.acquire.gpu;");
+  races("fence.acquire.gpu;" + set("gpu"), look("gpu") + "fence.acquire.gpu;");
+  races("fence.release.gpu;" + set("gpu"), look("gpu") + "fence.release.gpu;");
+  // Strong accesses themselves.
+  const std::string add = ".global.add.u32 %r0, [%buffer], 1;",
+                    elsewhere = "mov.u32 %r1, %ctaid.x; setp.eq.u32 %p0, %r1, 0;";
+  CHECK(always("atom.cta" + add, std::nullopt, 64));
+  CHECK(always("atom.cta" + add, Kind::kRace, 32, 2));
+  CHECK(always("atom" + add, std::nullopt, 32, 2));
+  CHECK(always(elsewhere + "@%p0 atom.gpu" + add + "@!%p0 atom.cta" + add, Kind::kRace, 32, 2));
+  CHECK(always(elsewhere + "@%p0 st.volatile.global.u32 [%buffer], 1; @!%p0 ld.relaxed.gpu.global.u32 %r0, [%buffer];",
+               std::nullopt, 1, 2));
+  CHECK(always(elsewhere + "@%p0 st.volatile.global.u32 [%buffer], 1; @!%p0 ld.relaxed.cta.global.u32 %r0, [%buffer];",
+               Kind::kRace, 1, 2));
+  // What red doesn't return it doesn't take over.
+  CHECK(always(elsewhere + "@%p0 st.global.u32 [%buffer+4], 42;" + fence("gpu") + "red.global.add.u32 [%buffer], 1;" +
+                   fence("gpu") + "@!%p0 ld.global.u32 %r3, [%buffer+4];",
+               Kind::kRace, 1, 2));
 }
 
 void reports() {
@@ -192,6 +253,7 @@ void test_races() {
   copies();
   global_memory();
   fences_and_barriers();
+  scopes();
   reports();
 }
 
