@@ -81,9 +81,8 @@ __global__ void __launch_bounds__(backward_deterministic_sm80_tile(kHeadDim).thr
         if (has_queries) block.load_other(0, other, next, task.b, h);
         commit_copies();
         for (int stage = 0; has_queries; stage = 1 - stage) {
-          const bool sees_all =
-              end - task.begin == B::kTile.rows &&
-              queries_see_all(next, static_cast<int>(sequence.q_len), band, task.begin, end - 1);
+          const bool sees_all = end - task.begin == B::kTile.rows &&
+                                queries_see_all(next, static_cast<int>(sequence.q_len), band, task.begin, end - 1);
           wait_for_copies<0>();
           __syncthreads();  // this stage is there, and the one before has been read
           has_queries = walk.next(&next);
@@ -106,8 +105,9 @@ __global__ void __launch_bounds__(backward_deterministic_sm80_tile(kHeadDim).thr
         __syncthreads();  // the last stage has been read, and the next head begins with stage 0
       }
       wait_for_copies<0>();
-      __syncthreads();                                       // k and v have landed even where there were no queries
-      const Task same = task_of<Side::kKeys>(params.tiles, here(index));  // anew: kept, it would take registers from the loop
+      __syncthreads();  // k and v have landed even where there were no queries
+      const Task same =
+          task_of<Side::kKeys>(params.tiles, here(index));  // anew: kept, it would take registers from the loop
       if (sums_dk) block.store(dk, x.scale, params.dk, same.b, same.head, x.D, task.begin, end, sequence.kv_len);
       __syncwarp();
       if (sums_dv) block.store(dv, 1, params.dv, same.b, same.head, x.Dv, task.begin, end, sequence.kv_len);

@@ -42,8 +42,7 @@ struct OnePass {
 // one register, whatever rows and columns they are of. position_of(m): of the first query of 16, -1 = there are none.
 template <int kHeadDim, class PositionOf>
 __device__ __forceinline__ void add_to_dq(const DqSums &sums, int64_t head_of_all, int part, int columns,
-                                          PositionOf position_of,
-                                          const typename OnePass<kHeadDim>::QuerySum &dq) {
+                                          PositionOf position_of, const typename OnePass<kHeadDim>::QuerySum &dq) {
   using B = OnePass<kHeadDim>;
   const int lane = here(static_cast<int>(threadIdx.x)) % kWarp;
   float *const head = sums.data + head_of_all * sums.rows * kHeadDim + lane;
@@ -160,8 +159,9 @@ __global__ void __launch_bounds__(backward_sm80_tile(kHeadDim).threads(), 1)
         typename B::QuerySum dq = {};
         add_weighted_rows<T, B::kQueryParts>(dq, WeightsInColumns<kTile.rows, kWeightColumns>(ds_tile, first_query),
                                              block.own_tiles[0], part);
-        add_to_dq<kHeadDim>(params.dq_sums, task_here().b * x.Hq + here(h), part, x.D,
-                            [&](int m) { return block.position(1 - stage, first_query + m * kMmaRows); }, dq);
+        add_to_dq<kHeadDim>(
+            params.dq_sums, task_here().b * x.Hq + here(h), part, x.D,
+            [&](int m) { return block.position(1 - stage, first_query + m * kMmaRows); }, dq);
       }
     }
 
@@ -220,7 +220,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) backward_dq_sm80(const __gri
     // Registers 0 and 1 of a 16 x 8 piece are its first 8 rows, 2 and 3 the others; row r is in lanes 4 r to 4 r + 3.
     const float *const piece = sums.data + (head_of_all * sums.rows + first / kGranule * kGranule) * sums.columns +
                                unit * (kMmaRows * kUnit) + first % kGranule / 8 * (2 * kWarp) + lane % kRows * 4;
-    const float4 even = *reinterpret_cast<const float4 *>(piece), odd = *reinterpret_cast<const float4 *>(piece + kWarp);
+    const float4 even = *reinterpret_cast<const float4 *>(piece),
+                 odd = *reinterpret_cast<const float4 *>(piece + kWarp);
     const float number[kUnit] = {even.x, odd.x, even.y, odd.y, even.z, odd.z, even.w, odd.w};
     uint32_t word[kUnit / 2];
 #pragma unroll

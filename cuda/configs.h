@@ -112,7 +112,8 @@ FLASH_INLINE constexpr int most_shared_bytes(Memory memory) { return (memory == 
 // serves two products. Else 16: from 192 on, and with options, whose rules take registers too. At 256 q, k and v of 128
 // queries need large memory; with options fewer keys, for the registers.
 FLASH_INLINE constexpr TensorTile forward_sm80_tile(int head_dim, bool has_options, Memory memory) {
-  if (head_dim == 256) return {memory == Memory::kLarge ? 128 : 64, has_options ? 32 : 64, memory == Memory::kLarge ? 8 : 4};
+  if (head_dim == 256)
+    return {memory == Memory::kLarge ? 128 : 64, has_options ? 32 : 64, memory == Memory::kLarge ? 8 : 4};
   return {128, 64, head_dim <= 128 && !has_options ? 4 : 8};
 }
 // The memory that kernels are built for on a GPU that has large memory, or has not.

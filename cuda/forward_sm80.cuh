@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions, kMemory)
     const auto first_row_of = [&](int thread) { return thread / kWarp * kTile.warp_rows(); };  // of the thread's warp
     // May lie behind the last.
     const auto query_of = [&](const Task &of, int thread, int a) {
-      return of.begin +
-             paired_row(first_row_of(thread) + a / 2 * kMmaRows + a % 2 * 8 + fragment_row(thread % kWarp));
+      return of.begin + paired_row(first_row_of(thread) + a / 2 * kMmaRows + a % 2 * 8 + fragment_row(thread % kWarp));
     };
     const Source q = units_of(x.q, task.b, task.head, head.sequence.q_len, x.D);
     const Source k = units_of(x.k, task.b, head.kv_head, head.sequence.kv_len, x.D);
@@ -120,7 +119,8 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions, kMemory)
       scale[a] = is_empty ? 0 : factor * x.keep_scale / sums.sum[a];
       const LseView &lse = params.lse;
       if (lse.data != nullptr && thread % 4 == 0 && query_of(same, thread, a) < end_of(same))
-        static_cast<float *>(lse.data)[same.b * lse.batch + same.head * lse.head + query_of(same, thread, a) * lse.row] =
+        static_cast<float *>(
+            lse.data)[same.b * lse.batch + same.head * lse.head + query_of(same, thread, a) * lse.row] =
             is_empty ? -infinity() : sums.lse(a);
     }
     wait_for_copies<0>();

@@ -146,8 +146,8 @@ struct WeightsInRows {
     place = tile.at(first_row + of.row, of.unit);
   }
   __device__ __forceinline__ void load(uint32_t (&to)[4], int m, int k) const {
-    load_matrices(to, swizzled_step(place, 2 * k) +
-                          static_cast<uint32_t>(m * kMmaRows * SharedTile<kHeadDim>::kRowBytes));
+    load_matrices(to,
+                  swizzled_step(place, 2 * k) + static_cast<uint32_t>(m * kMmaRows * SharedTile<kHeadDim>::kRowBytes));
   }
 };
 template <int kDepth_, int kHeadDim>
@@ -160,8 +160,8 @@ struct WeightsInColumns {
     place = tile.at(of.row, first_column / kUnit + of.unit);
   }
   __device__ __forceinline__ void load(uint32_t (&to)[4], int m, int k) const {
-    load_matrices_transposed(to, swizzled_step(place, 2 * m) +
-                                     static_cast<uint32_t>(k * kMmaDepth * SharedTile<kHeadDim>::kRowBytes));
+    load_matrices_transposed(
+        to, swizzled_step(place, 2 * m) + static_cast<uint32_t>(k * kMmaDepth * SharedTile<kHeadDim>::kRowBytes));
   }
 };
 

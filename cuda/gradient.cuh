@@ -38,7 +38,9 @@ struct BothSides {
   __device__ __forceinline__ uint32_t position_address(int stage, int query) const {
     return facts_of(stage) + static_cast<uint32_t>(kOtherRows * 8 + query * 4);
   }
-  __device__ __forceinline__ float2 fact(int stage, int query) const { return load_8_bytes(fact_address(stage, query)); }
+  __device__ __forceinline__ float2 fact(int stage, int query) const {
+    return load_8_bytes(fact_address(stage, query));
+  }
   __device__ __forceinline__ int position(int stage, int query) const {
     return static_cast<int>(load_4_bytes(position_address(stage, query)));
   }

@@ -167,7 +167,8 @@ void cuda_dropout_mask(int device_id, uint64_t seed, double dropout, bool *keep,
     params.extent[axis] = extent[axis], params.stride[axis] = stride[axis];
     params.tasks *= extent[axis];
   }
-  start({Operation::dropout_mask_any, kAnyType, 0, plain, small, ceil_div(params.tasks, kPlainThreads), kPlainThreads, 0, 0},
+  start({Operation::dropout_mask_any, kAnyType, 0, plain, small, ceil_div(params.tasks, kPlainThreads), kPlainThreads,
+         0, 0},
         params, stream);
 }
 
@@ -180,7 +181,8 @@ void cuda_merge(int device_id, DType dtype, int64_t B, int64_t Lq, int64_t Hq, i
   params.lse1 = first.lse, params.lse2 = second.lse, params.lse = merged.lse;
   params.Lq = Lq, params.Hq = Hq, params.Dv = Dv;
   params.tasks = B * Hq * Lq;
-  start({Operation::merge_any, kAnyType, 0, plain, small, ceil_div(params.tasks, kPlainThreads / 32), kPlainThreads, 0, 0},
+  start({Operation::merge_any, kAnyType, 0, plain, small, ceil_div(params.tasks, kPlainThreads / 32), kPlainThreads, 0,
+         0},
         params, stream);
 }
 

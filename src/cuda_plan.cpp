@@ -155,8 +155,7 @@ Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device)
   const bool is_forward = wanted == 0, has_options = has_score_options(problem);
   const auto has = [&](Memory memory) { return device.shared_bytes >= most_shared_bytes(memory); };
   const auto tensor = [&](int head_dim, TensorTile tile, Memory memory, int bytes, bool is_one_pass = false) {
-    return Choice{true,      is_one_pass,  problem.dtype,  memory, head_dim,
-                  tile.rows, tile.columns, tile.threads(), bytes};
+    return Choice{true, is_one_pass, problem.dtype, memory, head_dim, tile.rows, tile.columns, tile.threads(), bytes};
   };
   const int tensor_dim = built_tensor_head_dim(problem.D, problem.Dv);
   if (size_bytes(problem.dtype) == 2 && tensor_dim != 0) {
@@ -174,9 +173,10 @@ Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device)
   }
   const int head_dim = built_head_dim(problem.D, problem.Dv);
   const TileShape tile = is_forward ? forward_tile(head_dim) : backward_tile(head_dim);
-  return {false,     false,        kAnyType,       Memory::kSmall,
-          head_dim,  tile.rows,    tile.columns,   tile.threads(),
-          is_forward ? forward_shared_bytes(head_dim) : backward_shared_bytes(head_dim)};
+  return {
+      false,          false,          kAnyType,
+      Memory::kSmall, head_dim,       tile.rows,
+      tile.columns,   tile.threads(), is_forward ? forward_shared_bytes(head_dim) : backward_shared_bytes(head_dim)};
 }
 
 }  // namespace
@@ -284,8 +284,9 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
     if (device.compute_capability >= 90) {
       plan.limit = "the kernels for Hopper's own tensor cores are not part of this version";
     } else if (wanted != 0 && !choice.is_one_pass && !problem.deterministic) {
-      plan.limit = "one pass for all gradients asks for dq together with dk or dv, and for 163 KiB of shared memory at "
-                   "head dimensions above 64";
+      plan.limit =
+          "one pass for all gradients asks for dq together with dk or dv, and for 163 KiB of shared memory at "
+          "head dimensions above 64";
     }
   } else {
     plan.kernel = wanted == 0 ? "forward_any" : "backward_any";

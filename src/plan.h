@@ -42,9 +42,9 @@ enum class Memory : uint8_t;  // cuda/configs.h
 // A start of a CUDA kernel: which row of cuda/instances.def, and with what.
 struct KernelLaunch {
   Operation operation;
-  DType dtype;                // kAnyType: read at run time
-  int head_dim;               // 0: any
-  bool has_options;           // of scores
+  DType dtype;       // kAnyType: read at run time
+  int head_dim;      // 0: any
+  bool has_options;  // of scores
   Memory memory;
   int64_t tasks;              // blocks of threads; where a grid can't have so many, they stride over the tasks
   int threads, shared_bytes;  // of a block

@@ -147,6 +147,24 @@ def test_a_kernel_for_every_row_of_the_table(kind):
     assert {launch["kernel"] for launch in launched(kind)} == set(json.loads(emulated.lib.emulated_kernels()))
 
 
+def test_memory_of_the_device_changes_no_bit(kind, second_device):
+    """It decides on tiles, or on the kernel of gradients that need not be the same."""
+    if kind.name != "emulated":
+        pytest.skip("GPUs of one machine are alike")
+    shape = 1, 150, 1, 256
+    arrays = [normal(*shape, seed=n).astype("f2") for n in range(4)]
+    results, chosen = [], []
+    for device in (emulated.Device(0), second_device):
+        with device:
+            q, k, v, do = map(kind.array, arrays)
+            o, lse = flash.attention(q, k, v, return_lse=True, causal=True)
+            chosen.append(flash.explain(q, k, v, backward=True).kernel)
+            gradients = flash.attention_backward(do, q, k, v, o, lse, causal=True, deterministic=True)
+            results.append([kind.numpy(x).tobytes() for x in (o, lse, *gradients[:3])])
+    assert results[0] == results[1]
+    assert chosen == ["backward_sm80", "backward_deterministic_sm80"]
+
+
 # ---- Memory and calls to CUDA ----------------------------------------------------------------------------------------
 
 

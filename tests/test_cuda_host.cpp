@@ -307,8 +307,9 @@ void test_bias_pieces() {
           std::pair(pieces.own.key_tiles, pieces.other.key_tiles)})
       wrong += own != 1 && other != 1;
     wrong += pieces.splits < 1 || pieces.splits > pieces.other.product();
-    wrong += pieces.query_step > 64 || (problem.blocks.block_q != 0 && problem.blocks.block_q % pieces.query_step != 0 &&
-                                        pieces.query_step < problem.Lq);
+    wrong +=
+        pieces.query_step > 64 || (problem.blocks.block_q != 0 && problem.blocks.block_q % pieces.query_step != 0 &&
+                                   pieces.query_step < problem.Lq);
     const int64_t count = bias_partial_count(pieces, bias);
     wrong += count > room || (pieces.splits == 1) != (count == 0);
     split += pieces.splits > 1;
