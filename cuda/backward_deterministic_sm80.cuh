@@ -25,8 +25,8 @@ struct TensorBackward : BothSides<kHeadDim, backward_deterministic_sm80_tile(kHe
   using Sum = float[kRows][kHeadDim / 4];
   using Both::Both;
 
-  // The sum becomes rows [begin, end) of `to`, through the warp's own rows of a tile that is no longer needed; zeros from
-  // `length` on.
+  // The sum becomes rows [begin, end) of `to`, through the warp's own rows of a tile that is no longer needed; zeros
+  // from `length` on.
   __device__ __forceinline__ void store(Sum &sum, float factor, const Rows &to, int64_t b, int head, int columns,
                                         int begin, int end, int64_t length) const {
     const int thread = here(static_cast<int>(threadIdx.x));

@@ -1,6 +1,6 @@
-// Backward for 16-bit types on tensor cores of compute capability 8.0 and later (mma.m16n8k16) in one pass, in the order
-// of FlashAttention-2, Algorithm 2: the mathematics of backward_any.cuh, whose kernels prepare delta and lse2 and sum
-// dbias and dsinks here too.
+// Backward for 16-bit types on tensor cores of compute capability 8.0 and later (mma.m16n8k16) in one pass, in the
+// order of FlashAttention-2, Algorithm 2: the mathematics of backward_any.cuh, whose kernels prepare delta and lse2 and
+// sum dbias and dsinks here too.
 //
 //   k, v stay in shared memory                                       dk, dv in registers, 32 keys to a warp
 //   for each head that reads them, for each tile of queries
@@ -41,11 +41,10 @@ struct OnePass {
 // The warp's part of dq is added to the sums in memory, 32 neighbouring numbers at a time: those that the lanes hold of
 // one register, whatever rows and columns they are of. position_of(m): of the first query of 16, -1 = there are none.
 template <int kHeadDim, class PositionOf>
-__device__ __forceinline__ void add_to_dq(const DqSums &sums, int64_t head_of_all, int part, int columns,
-                                          PositionOf position_of, const typename OnePass<kHeadDim>::QuerySum &dq) {
+__device__ __forceinline__ void add_to_dq(float *sums_of_head, int part, int columns, PositionOf position_of,
+                                          const typename OnePass<kHeadDim>::QuerySum &dq) {
   using B = OnePass<kHeadDim>;
   const int lane = here(static_cast<int>(threadIdx.x)) % kWarp;
-  float *const head = sums.data + head_of_all * sums.rows * kHeadDim + lane;
 #pragma unroll
   for (int m = 0; m < B::kGradientRows / kMmaRows; ++m) {
     const int first = position_of(m);
@@ -54,7 +53,7 @@ __device__ __forceinline__ void add_to_dq(const DqSums &sums, int64_t head_of_al
     for (int b = 0; b < kHeadDim / B::kQueryParts / 4; b += 2) {
       const int unit = unit_of<B::kQueryParts>(part, b);
       if (unit * kUnit >= columns) continue;
-      float *const to = head + int64_t{first} * kHeadDim + unit * (kMmaRows * kUnit);
+      float *const to = sums_of_head + int64_t{first} * kHeadDim + unit * (kMmaRows * kUnit) + lane;
       add_in_memory(to, dq[2 * m][b]);
       add_in_memory(to + kWarp, dq[2 * m][b + 1]);
       add_in_memory(to + 2 * kWarp, dq[2 * m + 1][b]);
@@ -99,6 +98,7 @@ __global__ void __launch_bounds__(backward_sm80_tile(kHeadDim).threads(), 1)
       const Band band = band_of(x.window, sequence);
       const int q_len = static_cast<int>(sequence.q_len);
       const Head head = head_of<kOptions>(x, sequence, task.b, h);
+      float *const dq_of_head = params.dq_sums.data + (task.b * x.Hq + h) * params.dq_sums.rows * kHeadDim;
       const auto load_queries = [&](int stage, const typename B::Both::Other &queries) {
         const int same = here(h);  // anew: the rows' addresses, too
         const Source rows[2] = {units_of(x.q, task.b, same, q_len, x.D),
@@ -160,8 +160,7 @@ __global__ void __launch_bounds__(backward_sm80_tile(kHeadDim).threads(), 1)
         add_weighted_rows<T, B::kQueryParts>(dq, WeightsInColumns<kTile.rows, kWeightColumns>(ds_tile, first_query),
                                              block.own_tiles[0], part);
         add_to_dq<kHeadDim>(
-            params.dq_sums, task_here().b * x.Hq + here(h), part, x.D,
-            [&](int m) { return block.position(1 - stage, first_query + m * kMmaRows); }, dq);
+            dq_of_head, part, x.D, [&](int m) { return block.position(1 - stage, first_query + m * kMmaRows); }, dq);
       }
     }
 

@@ -103,8 +103,8 @@ FLASH_INLINE constexpr int built_tensor_head_dim(int64_t D, int64_t Dv) {
     if (D <= head_dim && Dv <= head_dim) return head_dim;
   return 0;
 }
-// Shared memory that a kernel asks of its GPU for one block of threads: what each has since compute capability 8.0, or what
-// those for data centers have (163 KiB on 8.0, more on 9.0 and 10.0).
+// Shared memory that a kernel asks of its GPU for one block of threads: what each has since compute capability 8.0, or
+// what those for data centers have (163 KiB on 8.0, more on 9.0 and 10.0).
 enum class Memory : uint8_t { kSmall, kLarge };
 FLASH_INLINE constexpr int most_shared_bytes(Memory memory) { return (memory == Memory::kSmall ? 99 : 163) * 1024; }
 
@@ -136,9 +136,9 @@ FLASH_INLINE constexpr int backward_rows_bytes(int head_dim, TensorTile tile) {
   return 2 * 2 * head_dim * (tile.rows + kBackwardStages * tile.columns) + kBackwardStages * kFactBytes * tile.columns;
 }
 
-// dk, dv and dq in one pass: keys x queries. Scores lie 16 keys to a warp, dk, dv and dq 32 rows to a warp with the head
-// dim shared out, so that each of the five products has the registers of all 8 warps. The most keys and then the most
-// queries that fit shared memory; from 192 on fewer keys, whose dk and dv take registers.
+// dk, dv and dq in one pass: keys x queries. Scores lie 16 keys to a warp, dk, dv and dq 32 rows to a warp with the
+// head dim shared out, so that each of the five products has the registers of all 8 warps. The most keys and then the
+// most queries that fit shared memory; from 192 on fewer keys, whose dk and dv take registers.
 FLASH_INLINE constexpr TensorTile backward_sm80_tile(int head_dim) {
   return {head_dim <= 128 ? 128 : 64, head_dim <= 192 ? 64 : 32, 8};
 }
@@ -153,8 +153,8 @@ FLASH_INLINE constexpr int backward_sm80_shared_bytes(int head_dim) {
 }
 
 // dk and dv, or dq, with the same bits on every run: 16 rows a warp, dk and dv (or dq) in registers beside two tiles of
-// scores. The columns, and the rows from 192 on, are what leaves room for two stages of the other side in 99 KiB and, at
-// 256, for the scores in registers.
+// scores. The columns, and the rows from 192 on, are what leaves room for two stages of the other side in 99 KiB and,
+// at 256, for the scores in registers.
 FLASH_INLINE constexpr TensorTile backward_deterministic_sm80_tile(int head_dim) {
   if (head_dim <= 64) return {128, 64, 8};
   if (head_dim <= 128) return {128, 32, 8};

@@ -1,8 +1,9 @@
 // Tiles of 16-bit rows in shared memory, and products of them on tensor cores (mma.m16n8k16, sums in float32).
 //
 // Rows arrive by asynchronous copies of 16 bytes and lie swizzled, so that ldmatrix reads them without bank conflicts.
-// A warp computes kRowTiles times 16 rows of results. Of those, a lane holds numbers [a][b]: with 16-row tile a / 2, row
-// fragment_row(lane) + 8 (a % 2) of it, column 8 (b / 2) + fragment_column(lane) + b % 2. isa/index.h has the layouts.
+// A warp computes kRowTiles times 16 rows of results. Of those, a lane holds numbers [a][b]: with 16-row tile a / 2,
+// row fragment_row(lane) + 8 (a % 2) of it, column 8 (b / 2) + fragment_column(lane) + b % 2. isa/index.h has the
+// layouts.
 #pragma once
 #include "isa/index.h"
 #include "tile.cuh"
@@ -42,8 +43,8 @@ __device__ __forceinline__ uint4 gather_unit(const char *row, int unit, int colu
   return {word[0], word[1], word[2], word[3]};
 }
 
-// Row n of the tile becomes the row at position_of(n / 16, n % 16), zeros where that is negative or past the length. The
-// copies are on their way when this returns.
+// Row n of the tile becomes the row at position_of(n / 16, n % 16), zeros where that is negative or past the length.
+// The copies are on their way when this returns.
 template <int kRows, int kHeadDim, int kThreads, class PositionOf>
 __device__ __forceinline__ void load_tile(SharedTile<kHeadDim> to, const Source &from, PositionOf position_of) {
   constexpr int kUnits = kHeadDim / kUnit;
@@ -103,8 +104,8 @@ __device__ __forceinline__ void multiply_tiles(float (&sum)[kRows][kColumns], Sh
   }
 }
 
-// Where several warps share the columns of a result, warp `part` of kParts has every kParts-th 16 of them: number [a][b]
-// of its part lies in this unit of the row.
+// Where several warps share the columns of a result, warp `part` of kParts has every kParts-th 16 of them: number
+// [a][b] of its part lies in this unit of the row.
 template <int kParts>
 __device__ __forceinline__ constexpr int unit_of(int part, int b) {
   return 2 * (part + kParts * (b / 4)) + b / 2 % 2;

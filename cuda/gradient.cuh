@@ -27,8 +27,8 @@ struct BothSides {
     return {own_tiles[1].address +
             static_cast<uint32_t>((kOwnRows + (2 * stage + which) * kOtherRows) * Tile::kRowBytes)};
   }
-  // Where the other side is queries: lse2 and delta of each one of a stage, +inf and 0 where it is not real, and then the
-  // position of each, -1 where there is none. Of stage 2: where others may put something.
+  // Where the other side is queries: lse2 and delta of each one of a stage, +inf and 0 where it is not real, and then
+  // the position of each, -1 where there is none. Of stage 2: where others may put something.
   __device__ __forceinline__ uint32_t facts_of(int stage) const {
     return other_tile(kBackwardStages, 0).address + static_cast<uint32_t>(stage * kOtherRows * kFactBytes);
   }
@@ -77,8 +77,8 @@ struct BothSides {
   }
 };
 
-// Products s and dp become p (as dv needs it, with dropout) and ds. fact_of(n): lse2, +inf where there is no real query,
-// and delta, of the query of row or column n. kSeesAll: every pair is there and visible.
+// Products s and dp become p (as dv needs it, with dropout) and ds. fact_of(n): lse2, +inf where there is no real
+// query, and delta, of the query of row or column n. kSeesAll: every pair is there and visible.
 template <bool kOptions, bool kSeesAll, class P, class FactOf>
 __device__ __forceinline__ void differentiate_scores(const Attention &x, const Head &head, const Band &band,
                                                      const P &part, bool sees_all, FactOf fact_of,

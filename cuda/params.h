@@ -74,8 +74,8 @@ struct QueryFacts {
   float *lse2_low;  // what rounding took from lse2
 };
 
-// dq as it grows in memory where blocks of threads own keys, without its scale: for each head its granules of queries, 16
-// by `columns` numbers each, in the order in which a warp holds them (backward_sm80.cuh).
+// dq as it grows in memory where blocks of threads own keys, without its scale: for each head its granules of queries,
+// 16 by `columns` numbers each, in the order in which a warp holds them (backward_sm80.cuh).
 struct DqSums {
   float *data;            // NULL: none
   int64_t rows, columns;  // of a head: Lq and the kernel's head dim, Lq rounded up to whole granules

@@ -17,7 +17,8 @@ struct Task {
 // Which side of the score matrix lies along the rows of a tile.
 enum class Side : bool { kQueries, kKeys };
 
-// The longest tasks come first: under a causal rule the last queries have the most keys, the first keys the most queries.
+// The longest tasks come first: under a causal rule the last queries have the most keys, the first keys the most
+// queries.
 template <Side kSide = Side::kQueries>
 FLASH_INLINE Task task_of(const Tiles &tiles, int64_t index) {
   const int64_t head = index / tiles.tiles, n = index % tiles.tiles;
