@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import emulated
@@ -99,6 +100,7 @@ class Case:
     causal: bool = False
     window: tuple[int, int] | None = None
     block_size: tuple[int, int] = (0, 0)  # of a block mask at random, the same for all heads; 0: there is none
+    density: float = 0.5  # of the blocks listed
     is_aligned: bool = True  # rows are whole sectors
     device: int = 0
 
@@ -126,7 +128,7 @@ class Case:
     def dense(self) -> numpy.ndarray:
         """The listed blocks."""
         grid = [-(-n // block) for n, block in zip((self.Lq, self.Lk), self.block_size, strict=True)]
-        listed = numpy.random.default_rng(7).random(grid) < 0.5
+        listed = numpy.random.default_rng(7).random(grid) < self.density
         listed[:, 0] = True  # every query sees a key
         return listed
 
@@ -486,6 +488,21 @@ def test_bytes_of_one_pass(case: Case) -> None:
         if case.is_aligned and case.Lq > 1:  # whole sectors of the sums, too
             read = calls.traffic("backward_dq_sm80")["workspace"]
             assert read["read_sectors"] * 32 == read["read_bytes"]
+
+
+def test_bytes_fall_as_tiles_grow() -> None:
+    """The law of the paper, N^2 d^2 / M: a tile of queries takes memory M in proportion to its rows, and k and v are
+    read once for each tile. Blocks of a mask that lists all of them make tiles of as many rows."""
+    L, D, read = 512, 64, {}
+    for rows in (16, 32, 64, 128):
+        case = Case("", Lq=L, Lk=L, Hq=1, Hk=1, D=D, Dv=D, dtype="float16", block_size=(rows, 64), density=1.0)
+        counted = Calls(case).bytes("forward_sm80")
+        read[rows] = counted["k"] + counted["v"]
+        assert read[rows] == L // rows * L * (D + D) * 2
+    page = (Path(__file__).parent.parent / "docs/forward_sm80.md").read_text()
+    listed = re.findall(r"^\| (\d+) \| (\d+) KiB \| 1 / (\d+) \|$", page, re.MULTILINE)
+    assert {int(rows): int(kib) * 1024 for rows, kib, _ in listed} == read
+    assert {int(rows): read[16] // read[int(rows)] for rows, _, _ in listed} == {int(r): int(n) for r, _, n in listed}
 
 
 def whole_sectors(case: Case, calls: Calls) -> None:
