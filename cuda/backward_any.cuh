@@ -30,6 +30,12 @@ __global__ void __launch_bounds__(kPlainThreads, 1) backward_prepare_any(const _
        index += int64_t{gridDim.x} * kWarps) {
     const int64_t i = index % x.Lq, b = index / x.Lq / x.Hq;
     const int h = static_cast<int>(index / x.Lq % x.Hq);
+    if (params.dq_sums.data != nullptr) {  // as many numbers as a row has; the last row also those of what is no row
+      const int64_t end = i + 1 == x.Lq ? params.dq_sums.rows : i + 1;
+      float *const head = params.dq_sums.data + index / x.Lq * params.dq_sums.rows * params.dq_sums.columns;
+#pragma unroll 1
+      for (int64_t c = i * params.dq_sums.columns + lane; c < end * params.dq_sums.columns; c += kWarp) head[c] = 0;
+    }
     float lse = -infinity();
     if (i < clamp(read_or(x.q_lens, b, x.Lq), 0, x.Lq))
       lse =
@@ -212,7 +218,7 @@ __global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), backward_bl
   for (uint32_t round = 0;; ++round) {
     const int64_t index = blockIdx.x + round * int64_t{gridDim.x};
     if (index >= params.tiles.tasks) break;
-    const Task task = task_of(params.tiles, index);
+    const Task task = task_of<Side::kKeys>(params.tiles, index);
     const Sequence sequence = sequence_of(x, task.b);
     const int end = static_cast<int>(smaller(task.begin + params.tiles.step, x.Lk)), group = x.Hq / x.Hk;
     const typename B::Own own = consecutive<B::kTile.rows>(task.begin, end);

@@ -8,6 +8,7 @@
 // All of it fits the 99 KiB of shared memory that every GPU since compute capability 8.0 gives to one block.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 
 #include "portable.h"
 
@@ -102,48 +103,87 @@ FLASH_INLINE constexpr int built_tensor_head_dim(int64_t D, int64_t Dv) {
     if (D <= head_dim && Dv <= head_dim) return head_dim;
   return 0;
 }
+// Shared memory that a kernel asks of its GPU for one block of threads: what each has since compute capability 8.0, or
+// what those for data centers have (163 KiB on 8.0, more on 9.0 and 10.0).
+enum class Memory : uint8_t { kSmall, kLarge };
+FLASH_INLINE constexpr int most_shared_bytes(Memory memory) { return (memory == Memory::kSmall ? 99 : 163) * 1024; }
+
 // 32 queries a warp where registers hold O and the scores of as many (192 of 255 at 128): each fragment of k and v then
-// serves two products. Else 16: from 192 on, and with options, whose rules take registers too. Tiles of 256 are smaller
-// so that q, k and v fit 99 KiB.
-FLASH_INLINE constexpr TensorTile forward_sm80_tile(int head_dim, bool has_options) {
-  if (head_dim == 256) return {64, has_options ? 32 : 64, 4};
+// serves two products. Else 16: from 192 on, and with options, whose rules take registers too. At 256 q, k and v of 128
+// queries need large memory; with options fewer keys, for the registers.
+FLASH_INLINE constexpr TensorTile forward_sm80_tile(int head_dim, bool has_options, Memory memory) {
+  if (head_dim == 256)
+    return {memory == Memory::kLarge ? 128 : 64, has_options ? 32 : 64, memory == Memory::kLarge ? 8 : 4};
   return {128, 64, head_dim <= 128 && !has_options ? 4 : 8};
+}
+// The memory that kernels are built for on a GPU that has large memory, or has not.
+FLASH_INLINE constexpr Memory forward_sm80_memory(int head_dim, bool has_large) {
+  return head_dim == 256 && has_large ? Memory::kLarge : Memory::kSmall;
 }
 FLASH_INLINE constexpr int forward_sm80_blocks(int head_dim, bool has_options) {
   return head_dim <= 64 && !has_options ? 2 : 1;
 }
-FLASH_INLINE constexpr int forward_sm80_shared_bytes(int head_dim, bool has_options) {
-  const TensorTile tile = forward_sm80_tile(head_dim, has_options);
+FLASH_INLINE constexpr int forward_sm80_shared_bytes(int head_dim, bool has_options, Memory memory) {
+  const TensorTile tile = forward_sm80_tile(head_dim, has_options, memory);
   return 2 * head_dim * (tile.rows + 2 * tile.columns);
 }
 
-// 16 rows a warp: dk and dv (or dq) in registers beside two tiles of scores. The columns, and the rows from 192 on, are
-// what leaves room for two stages of the other side in 99 KiB and, at 256, for the scores in registers.
+constexpr int kBackwardStages = 2;
+// Of each query on the other side: lse2, delta and its position.
+constexpr int kFactBytes = 12;
+// k, v and two stages of q and do, with their facts.
+FLASH_INLINE constexpr int backward_rows_bytes(int head_dim, TensorTile tile) {
+  return 2 * 2 * head_dim * (tile.rows + kBackwardStages * tile.columns) + kBackwardStages * kFactBytes * tile.columns;
+}
+
+// dk, dv and dq in one pass: keys x queries. Scores lie 16 keys to a warp, dk, dv and dq 32 rows to a warp with the
+// head dim shared out, so that each of the five products has the registers of all 8 warps. The most keys and then the
+// most queries that fit shared memory; from 192 on fewer keys, whose dk and dv take registers.
 FLASH_INLINE constexpr TensorTile backward_sm80_tile(int head_dim) {
+  return {head_dim <= 128 ? 128 : 64, head_dim <= 192 ? 64 : 32, 8};
+}
+FLASH_INLINE constexpr Memory backward_sm80_memory(int head_dim) {
+  return head_dim <= 64 ? Memory::kSmall : Memory::kLarge;
+}
+// p and ds go through shared memory in rows for this many queries.
+constexpr int kWeightColumns = 64;
+FLASH_INLINE constexpr int backward_sm80_shared_bytes(int head_dim) {
+  const TensorTile tile = backward_sm80_tile(head_dim);
+  return backward_rows_bytes(head_dim, tile) + 2 * 2 * kWeightColumns * tile.rows;
+}
+
+// dk and dv, or dq, with the same bits on every run: 16 rows a warp, dk and dv (or dq) in registers beside two tiles of
+// scores. The columns, and the rows from 192 on, are what leaves room for two stages of the other side in 99 KiB and,
+// at 256, for the scores in registers.
+FLASH_INLINE constexpr TensorTile backward_deterministic_sm80_tile(int head_dim) {
   if (head_dim <= 64) return {128, 64, 8};
   if (head_dim <= 128) return {128, 32, 8};
   return {64, head_dim <= 192 ? 32 : 16, 4};
 }
-constexpr int kBackwardStages = 2;
 // Whether registers hold dk and dv at once. Else keys are gone through twice.
 FLASH_INLINE constexpr bool sums_keys_at_once_sm80(int head_dim) { return head_dim <= 128; }
-FLASH_INLINE constexpr int backward_sm80_shared_bytes(int head_dim) {
-  const TensorTile tile = backward_sm80_tile(head_dim);
-  const int facts = 2 * 4 * tile.columns;  // lse2 and delta of each query, where the other side is queries
-  return 2 * 2 * head_dim * (tile.rows + kBackwardStages * tile.columns) + kBackwardStages * facts;
+FLASH_INLINE constexpr int backward_deterministic_sm80_shared_bytes(int head_dim) {
+  return backward_rows_bytes(head_dim, backward_deterministic_sm80_tile(head_dim));
 }
 
 // ---- All ------------------------------------------------------------------------------------------------------------
 
-constexpr int kMostSharedBytes = 99 * 1024;
-static_assert(forward_shared_bytes(576) <= kMostSharedBytes && forward_shared_bytes(128) <= kMostSharedBytes &&
-                  backward_shared_bytes(128) <= kMostSharedBytes && backward_shared_bytes(576) <= kMostSharedBytes &&
-                  forward_sm80_shared_bytes(192, true) <= kMostSharedBytes &&
-                  forward_sm80_shared_bytes(256, false) <= kMostSharedBytes &&
-                  backward_sm80_shared_bytes(128) <= kMostSharedBytes &&
-                  backward_sm80_shared_bytes(192) <= kMostSharedBytes &&
-                  backward_sm80_shared_bytes(256) <= kMostSharedBytes,
-              "a block of threads must fit any GPU");
+FLASH_INLINE constexpr bool fits(int bytes, Memory memory) { return bytes <= most_shared_bytes(memory); }
+FLASH_INLINE constexpr bool all_fit() {
+  for (int head_dim : kHeadDims)
+    if (!fits(forward_shared_bytes(head_dim), Memory::kSmall) || !fits(backward_shared_bytes(head_dim), Memory::kSmall))
+      return false;
+  for (int head_dim : kTensorHeadDims) {
+    for (bool has_options : {false, true})
+      for (Memory memory : {Memory::kSmall, Memory::kLarge})
+        if (!fits(forward_sm80_shared_bytes(head_dim, has_options, memory), memory)) return false;
+    if (!fits(backward_sm80_shared_bytes(head_dim), backward_sm80_memory(head_dim)) ||
+        !fits(backward_deterministic_sm80_shared_bytes(head_dim), Memory::kSmall))
+      return false;
+  }
+  return true;
+}
+static_assert(all_fit(), "a block of threads must fit its GPU");
 
 // Threads of the kernels that go over queries or elements one by one.
 constexpr int kPlainThreads = 256;

@@ -17,11 +17,11 @@
 
 namespace flash {
 
-template <class T, int kHeadDim, bool kOptions>
-__global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions).threads(),
+template <class T, int kHeadDim, bool kOptions, Memory kMemory>
+__global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions, kMemory).threads(),
                                   forward_sm80_blocks(kHeadDim, kOptions))
     forward_sm80(const __grid_constant__ ForwardParams params) {
-  constexpr TensorTile kTile = forward_sm80_tile(kHeadDim, kOptions);
+  constexpr TensorTile kTile = forward_sm80_tile(kHeadDim, kOptions, kMemory);
   constexpr int kThreads = kTile.threads(), kRows = kTile.warp_rows() / 8, kColumns = kTile.columns / 4;
   using Tile = SharedTile<kHeadDim>;
   const Tile q_tile = {shared_address(shared_memory())}, k_tile = {q_tile.address + kTile.rows * Tile::kRowBytes},
@@ -30,18 +30,22 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions).threads(
   const Attention &x = params.attention;
 
   for (int64_t index = blockIdx.x; index < params.tiles.tasks; index += gridDim.x) {
-    const int thread = here(static_cast<int>(threadIdx.x));
-    const int lane = thread % kWarp, first_row = thread / kWarp * kTile.warp_rows();  // the first of this warp
     const Task task = task_of(params.tiles, index);
     const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, task.head);
-    const int end = static_cast<int>(smaller(task.begin + params.tiles.step, x.Lq));
-    const Interval queries = {task.begin, smaller(end, head.sequence.q_len)};  // those that are real
-    const auto position_of_row = [&](int n) {
-      const int position = task.begin + paired_row(n);
-      return position < end ? position : -1;
+    const auto end_of = [&](const Task &of) {
+      const int left = x.Lq - of.begin;
+      return of.begin + (left < params.tiles.step ? left : params.tiles.step);
     };
-    const auto row_of = [&](int a) {
-      return position_of_row(first_row + a / 2 * kMmaRows + a % 2 * 8 + fragment_row(lane));
+    const Interval queries = {task.begin, smaller(end_of(task), head.sequence.q_len)};  // those that are real
+    const auto position_of_row = [&](const Task &of, int n) {
+      const int position = of.begin + paired_row(n);
+      return position < end_of(of) ? position : -1;
+    };
+    const auto thread_here = [] { return here(static_cast<int>(threadIdx.x)); };
+    const auto first_row_of = [&](int thread) { return thread / kWarp * kTile.warp_rows(); };  // of the thread's warp
+    // May lie behind the last.
+    const auto query_of = [&](const Task &of, int thread, int a) {
+      return of.begin + paired_row(first_row_of(thread) + a / 2 * kMmaRows + a % 2 * 8 + fragment_row(thread % kWarp));
     };
     const Source q = units_of(x.q, task.b, task.head, head.sequence.q_len, x.D);
     const Source k = units_of(x.k, task.b, head.kv_head, head.sequence.kv_len, x.D);
@@ -50,7 +54,6 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions).threads(
     RowSums<kRows, 4> sums;
     float o[kRows][kHeadDim / 4] = {};
     const Band band = band_of(x.window, head.sequence);
-    const int last_query = static_cast<int>(queries.end) - 1;
     Walk walk(x.by_row, task.b, task.head, task.begin, keys_of_any(x.window, head.sequence, queries));
     Granules<kTile.columns> keys;
     bool has_keys = walk.next(&keys);
@@ -61,7 +64,7 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions).threads(
     };
     __syncthreads();  // the tile before has been read
     load_tile<kTile.rows, kHeadDim, kThreads>(
-        q_tile, q, [&](int granule, int n) { return position_of_row(granule * kGranule + n); });
+        q_tile, q, [&](int granule, int n) { return position_of_row(task, granule * kGranule + n); });
     commit_copies();
     if (has_keys) load_keys(k_tile, k);
 
@@ -69,27 +72,32 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions).threads(
       wait_for_copies<0>();
       __syncthreads();  // q and k are there, and v has been read
       load_keys(v_tile, v);
-      float s[kRows][kColumns] = {};
-      multiply_tiles<T>(s, q_tile, first_row, k_tile);
-      const auto part = part_of<Side::kQueries, kRows, kColumns>(
-          row_of, [&](int b) { return keys.position(b / 4, b / 2 % 2 * 8 + fragment_column(lane) + b % 2); });
-      const bool sees_all = all_see_all(band, task.begin, last_query, keys.least(), keys.most());
-      apply_rules_in_registers<kOptions>(x, head, band, part, sees_all, s);
+      WeightsInRegisters<kRows, kColumns> p = {};
+      if (first_row_of(thread_here()) < params.tiles.step) {  // else a warp has no rows
+        const int thread = thread_here();
+        float s[kRows][kColumns] = {};
+        multiply_tiles<T>(s, q_tile, first_row_of(thread), k_tile);
+        const auto part = part_of<Side::kQueries, kRows, kColumns>(
+            [&](int a) { return query_of(task, thread, a); },
+            [&](int b) { return keys.position(b / 4, b / 2 % 2 * 8 + fragment_column(thread % kWarp) + b % 2); });
+        const bool sees_all = all_see_all(band, task.begin, end_of(task) - 1, keys.least(), keys.most());
+        apply_rules_in_registers<kOptions>(x, head, band, part, sees_all, s);
 
-      float alpha[kRows];
-      sums.add(s, x.log2_scale, alpha);
-      if (kOptions && x.keep_threshold != 0) {
-        const auto kept = kept_pairs(x, head, part);
+        float alpha[kRows];
+        sums.add(s, x.log2_scale, alpha);
+        if (kOptions && x.keep_threshold != 0) {
+          const auto kept = kept_pairs(x, head, part);
 #pragma unroll
-        for (int n = 0; n < kRows * kColumns; ++n)
-          if ((kept >> n & 1) == 0) s[n / kColumns][n % kColumns] = 0;
+          for (int n = 0; n < kRows * kColumns; ++n)
+            if ((kept >> n & 1) == 0) s[n / kColumns][n % kColumns] = 0;
+        }
+#pragma unroll
+        for (int a = 0; a < kRows; ++a)
+#pragma unroll
+          for (int c = 0; c < kHeadDim / 4; ++c) o[a][c] *= alpha[a];
+
+        p = packed<T>(s);
       }
-#pragma unroll
-      for (int a = 0; a < kRows; ++a)
-#pragma unroll
-        for (int c = 0; c < kHeadDim / 4; ++c) o[a][c] *= alpha[a];
-
-      const auto p = packed<T>(s);
       wait_for_copies<0>();
       __syncthreads();  // v is there, and k has been read
       has_keys = walk.next(&keys);
@@ -98,23 +106,27 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions).threads(
     }
 
     const Task same = task_of(params.tiles, here(index));  // anew: kept, it would take registers from the loop
+    const int64_t q_len = sequence_of(x, same.b).q_len;
     const float sink = x.sinks.data == nullptr
                            ? -infinity()
                            : kLog2E * read_number(x.sinks.data, x.sinks.dtype, same.head * x.sinks.head);
+    const int thread = thread_here();
     float scale[kRows];
 #pragma unroll
     for (int a = 0; a < kRows; ++a) {
       const float factor = sums.finish(a, sink);
-      const bool is_empty = row_of(a) >= queries.end || sums.sum[a] == 0;  // past q_len, or sees nothing
+      const bool is_empty = query_of(same, thread, a) >= q_len || sums.sum[a] == 0;  // past q_len, or sees nothing
       scale[a] = is_empty ? 0 : factor * x.keep_scale / sums.sum[a];
       const LseView &lse = params.lse;
-      if (lse.data != nullptr && lane % 4 == 0 && row_of(a) >= 0)
-        static_cast<float *>(lse.data)[same.b * lse.batch + same.head * lse.head + row_of(a) * lse.row] =
+      if (lse.data != nullptr && thread % 4 == 0 && query_of(same, thread, a) < end_of(same))
+        static_cast<float *>(
+            lse.data)[same.b * lse.batch + same.head * lse.head + query_of(same, thread, a) * lse.row] =
             is_empty ? -infinity() : sums.lse(a);
     }
     wait_for_copies<0>();
     __syncthreads();  // q's copies have landed even where there were no keys
-    store_tile<T>(o, scale, q_tile, first_row, params.o, same.b, same.head, x.Dv, position_of_row);
+    store_tile<T>(o, scale, q_tile, first_row_of(thread), params.o, same.b, same.head, x.Dv,
+                  [&](int n) { return position_of_row(same, n); });
   }
 }
 

@@ -1,8 +1,9 @@
 // Tiles of 16-bit rows in shared memory, and products of them on tensor cores (mma.m16n8k16, sums in float32).
 //
 // Rows arrive by asynchronous copies of 16 bytes and lie swizzled, so that ldmatrix reads them without bank conflicts.
-// A warp computes kRowTiles times 16 rows of results. Of those, a lane holds numbers [a][b]: with 16-row tile a / 2, row
-// fragment_row(lane) + 8 (a % 2) of it, column 8 (b / 2) + fragment_column(lane) + b % 2. isa/index.h has the layouts.
+// A warp computes kRowTiles times 16 rows of results. Of those, a lane holds numbers [a][b]: with 16-row tile a / 2,
+// row fragment_row(lane) + 8 (a % 2) of it, column 8 (b / 2) + fragment_column(lane) + b % 2. isa/index.h has the
+// layouts.
 #pragma once
 #include "isa/index.h"
 #include "tile.cuh"
@@ -42,8 +43,8 @@ __device__ __forceinline__ uint4 gather_unit(const char *row, int unit, int colu
   return {word[0], word[1], word[2], word[3]};
 }
 
-// Row n of the tile becomes the row at position_of(n / 16, n % 16), zeros where that is negative or past the length. The
-// copies are on their way when this returns.
+// Row n of the tile becomes the row at position_of(n / 16, n % 16), zeros where that is negative or past the length.
+// The copies are on their way when this returns.
 template <int kRows, int kHeadDim, int kThreads, class PositionOf>
 __device__ __forceinline__ void load_tile(SharedTile<kHeadDim> to, const Source &from, PositionOf position_of) {
   constexpr int kUnits = kHeadDim / kUnit;
@@ -103,14 +104,27 @@ __device__ __forceinline__ void multiply_tiles(float (&sum)[kRows][kColumns], Sh
   }
 }
 
-// Results of one product as operands of the next: [16-row tile][columns / 16].
+// Where several warps share the columns of a result, warp `part` of kParts has every kParts-th 16 of them: number
+// [a][b] of its part lies in this unit of the row.
+template <int kParts>
+__device__ __forceinline__ constexpr int unit_of(int part, int b) {
+  return 2 * (part + kParts * (b / 4)) + b / 2 % 2;
+}
+
+// Results of one product as weights of the next: [16-row tile][columns / 16].
 template <int kRows, int kColumns>
-struct Operand {
+struct WeightsInRegisters {
+  static constexpr int kDepth = kColumns * 4;
   uint32_t a[kRows / 2][kColumns / 4][4];
+
+  __device__ __forceinline__ void load(uint32_t (&to)[4], int m, int k) const {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) to[n] = a[m][k][n];
+  }
 };
 template <class T, int kRows, int kColumns>
-__device__ __forceinline__ Operand<kRows, kColumns> packed(const float (&x)[kRows][kColumns]) {
-  Operand<kRows, kColumns> result;
+__device__ __forceinline__ WeightsInRegisters<kRows, kColumns> packed(const float (&x)[kRows][kColumns]) {
+  WeightsInRegisters<kRows, kColumns> result;
 #pragma unroll
   for (int m = 0; m < kRows / 2; ++m)
 #pragma unroll
@@ -122,56 +136,102 @@ __device__ __forceinline__ Operand<kRows, kColumns> packed(const float (&x)[kRow
   return result;
 }
 
-// sum += weights times rows of `right`, one for each column of the weights.
-template <class T, int kHeadDim, int kRows, int kColumns>
-__device__ __forceinline__ void add_weighted_rows(float (&sum)[kRows][kHeadDim / 4],
-                                                  const Operand<kRows, kColumns> &weights, SharedTile<kHeadDim> right) {
+// Rows of a tile as weights, from first_row on, or its columns: of both the first kDepth_ numbers.
+template <int kDepth_, int kHeadDim>
+struct WeightsInRows {
+  static constexpr int kDepth = kDepth_;
+  uint32_t place;
+
+  __device__ __forceinline__ WeightsInRows(SharedTile<kHeadDim> tile, int first_row) {
+    const MatrixRow of = row_major_matrix(here(static_cast<int>(threadIdx.x)) % kWarp);
+    place = tile.at(first_row + of.row, of.unit);
+  }
+  __device__ __forceinline__ void load(uint32_t (&to)[4], int m, int k) const {
+    load_matrices(to,
+                  swizzled_step(place, 2 * k) + static_cast<uint32_t>(m * kMmaRows * SharedTile<kHeadDim>::kRowBytes));
+  }
+};
+template <int kDepth_, int kHeadDim>
+struct WeightsInColumns {
+  static constexpr int kDepth = kDepth_;
+  uint32_t place;
+
+  __device__ __forceinline__ WeightsInColumns(SharedTile<kHeadDim> tile, int first_column) {
+    const MatrixRow of = column_major_matrix(here(static_cast<int>(threadIdx.x)) % kWarp);
+    place = tile.at(of.row, first_column / kUnit + of.unit);
+  }
+  __device__ __forceinline__ void load(uint32_t (&to)[4], int m, int k) const {
+    load_matrices_transposed(
+        to, swizzled_step(place, 2 * m) + static_cast<uint32_t>(k * kMmaDepth * SharedTile<kHeadDim>::kRowBytes));
+  }
+};
+
+// sum += weights times rows of `right`, one for each column of the weights; of the result's columns the warp's part.
+template <class T, int kParts = 1, int kHeadDim, int kRows, int kColumns, class Weights>
+__device__ __forceinline__ void add_weighted_rows(float (&sum)[kRows][kColumns], const Weights &weights,
+                                                  SharedTile<kHeadDim> right, int part = 0) {
+  static_assert(kColumns * 4 * kParts == kHeadDim);
   constexpr int kRowTiles = kRows / 2;
   const MatrixRow of_right = row_major_matrix(here(static_cast<int>(threadIdx.x)) % kWarp);
-  const uint32_t right_place = right.at(of_right.row, of_right.unit);
+  const uint32_t right_place = right.at(of_right.row, 2 * part + of_right.unit);
   constexpr auto kBlockBytes = static_cast<uint32_t>(kMmaDepth * SharedTile<kHeadDim>::kRowBytes);
 #pragma unroll
-  for (int k = 0; k < kColumns / 4; ++k) {
+  for (int k = 0; k < Weights::kDepth / kMmaDepth; ++k) {
+    uint32_t a[kRowTiles][4];
 #pragma unroll
-    for (int n = 0; n < kHeadDim / 16; ++n) {
+    for (int m = 0; m < kRowTiles; ++m) weights.load(a[m], m, k);
+#pragma unroll
+    for (int n = 0; n < kColumns / 4; ++n) {
       uint32_t b[4];
-      load_matrices_transposed(b, swizzled_step(right_place, 2 * n) + k * kBlockBytes);
+      load_matrices_transposed(b, swizzled_step(right_place, 2 * kParts * n) + k * kBlockBytes);
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
-        float (&top)[kHeadDim / 4] = sum[2 * m], (&bottom)[kHeadDim / 4] = sum[2 * m + 1];
-        mma<T>(top[4 * n], top[4 * n + 1], bottom[4 * n], bottom[4 * n + 1], weights.a[m][k], b[0], b[1]);
-        mma<T>(top[4 * n + 2], top[4 * n + 3], bottom[4 * n + 2], bottom[4 * n + 3], weights.a[m][k], b[2], b[3]);
+        float (&top)[kColumns] = sum[2 * m], (&bottom)[kColumns] = sum[2 * m + 1];
+        mma<T>(top[4 * n], top[4 * n + 1], bottom[4 * n], bottom[4 * n + 1], a[m], b[0], b[1]);
+        mma<T>(top[4 * n + 2], top[4 * n + 3], bottom[4 * n + 2], bottom[4 * n + 3], a[m], b[2], b[3]);
       }
     }
   }
 }
 
-// The way back, one warp at a time: numbers [a][b] times scale[a], rounded to T, become the rows at position_of(row) for
-// the rows of the tile from first_row on; nothing where that is negative. The tile's rows are overwritten on the way.
-template <class T, int kHeadDim, int kRows, class PositionOf>
-__device__ __forceinline__ void store_tile(const float (&from)[kRows][kHeadDim / 4], const float (&scale)[kRows],
-                                           SharedTile<kHeadDim> by_way_of, int first_row, const Rows &to, int64_t b,
-                                           int head, int columns, PositionOf position_of) {
-  constexpr int kUnits = kHeadDim / kUnit;
+// ---- The way back ---------------------------------------------------------------------------------------------------
+
+// Rows times their scale. By selection: 0 stands for nothing, even where the number is not finite.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void scale_rows(float (&x)[kRows][kColumns], const float (&scale)[kRows]) {
+#pragma unroll
+  for (int a = 0; a < kRows; ++a)
+#pragma unroll
+    for (int b = 0; b < kColumns; ++b) x[a][b] = scale[a] == 0 ? 0 : x[a][b] * scale[a];
+}
+
+// Numbers [a][b], rounded to T, become rows of the tile from first_row on, in unit unit_at(b).
+template <class T, int kHeadDim, int kRows, int kColumns, class UnitAt>
+__device__ __forceinline__ void put_rows(const float (&from)[kRows][kColumns], SharedTile<kHeadDim> to, int first_row,
+                                         UnitAt unit_at) {
   const int lane = here(static_cast<int>(threadIdx.x)) % kWarp;
 #pragma unroll
   for (int a = 0; a < kRows; ++a)
 #pragma unroll
-    for (int n = 0; n < kUnits; ++n) {
-      const int row = first_row + a / 2 * kMmaRows + a % 2 * 8 + fragment_row(lane);
-      const float x = from[a][2 * n], y = from[a][2 * n + 1];
-      // By selection: 0 stands for nothing, even where the sum is not finite.
-      store_4_bytes(by_way_of.at(row, n) + static_cast<uint32_t>(fragment_column(lane)) * 2,
-                    scale[a] == 0 ? 0 : pack<T>(x * scale[a], y * scale[a]));
-    }
-  __syncwarp();
+    for (int b = 0; b < kColumns; b += 2)
+      store_4_bytes(to.at(first_row + a / 2 * kMmaRows + a % 2 * 8 + fragment_row(lane), unit_at(b)) +
+                        static_cast<uint32_t>(fragment_column(lane)) * 2,
+                    pack<T>(from[a][b], from[a][b + 1]));
+}
+
+// kRows rows of the tile from first_row on become the rows at position_of(row); nothing where that is negative. Shared
+// out among kThreads threads, of which this is number `thread`.
+template <int kRows, int kThreads, int kHeadDim, class PositionOf>
+__device__ __forceinline__ void send_rows(SharedTile<kHeadDim> from, int first_row, int thread, const Rows &to,
+                                          int64_t b, int head, int columns, PositionOf position_of) {
+  constexpr int kUnits = kHeadDim / kUnit;
   const RowsView &view = to.view;
   char *const head_of_rows = static_cast<char *>(view.data) + (b * view.batch + head * view.head) * 2;
 #pragma unroll 1
-  for (int at = lane; at < kRows * 8 * kUnits; at += kWarp) {
+  for (int at = thread; at < kRows * kUnits; at += kThreads) {
     const int row = first_row + at / kUnits, unit = at % kUnits, position = position_of(row);
     if (position < 0 || unit * kUnit >= columns) continue;
-    const uint4 x = load_16_bytes(by_way_of.at(row, unit));
+    const uint4 x = load_16_bytes(from.at(row, unit));
     char *const place = head_of_rows + (position * view.row + unit * kUnit) * 2;
     if (to.aligned >= kUnit) {
       *reinterpret_cast<uint4 *>(place) = x;
@@ -183,6 +243,19 @@ __device__ __forceinline__ void store_tile(const float (&from)[kRows][kHeadDim /
           reinterpret_cast<uint16_t *>(place)[c] = static_cast<uint16_t>(word[c / 2] >> (c % 2 * 16));
     }
   }
+}
+
+// Numbers [a][b] times scale[a], rounded to T, become the rows at position_of(row) for the rows of the tile from
+// first_row on, one warp at a time. The tile's rows are overwritten on the way.
+template <class T, int kHeadDim, int kRows, class PositionOf>
+__device__ __forceinline__ void store_tile(float (&from)[kRows][kHeadDim / 4], const float (&scale)[kRows],
+                                           SharedTile<kHeadDim> by_way_of, int first_row, const Rows &to, int64_t b,
+                                           int head, int columns, PositionOf position_of) {
+  scale_rows(from, scale);
+  put_rows<T>(from, by_way_of, first_row, [](int n) { return n / 2; });
+  __syncwarp();
+  send_rows<kRows * 8, kWarp>(by_way_of, first_row, here(static_cast<int>(threadIdx.x)) % kWarp, to, b, head, columns,
+                              position_of);
 }
 
 }  // namespace flash

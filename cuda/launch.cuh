@@ -30,13 +30,17 @@ cudaError_t launch_kernel(void (*kernel)(Params), const void *params, const Laun
 
 #define FLASH_OPTIONS_plain false
 #define FLASH_OPTIONS_options true
-#define FLASH_INSTANCE_any(operation, head_dim, options) operation<head_dim, FLASH_OPTIONS_##options>
-#define FLASH_INSTANCE_float16(operation, head_dim, options) operation<Half, head_dim, FLASH_OPTIONS_##options>
-#define FLASH_INSTANCE_bfloat16(operation, head_dim, options) operation<Bfloat, head_dim, FLASH_OPTIONS_##options>
+#define FLASH_MEMORY_small Memory::kSmall
+#define FLASH_MEMORY_large Memory::kLarge
+#define FLASH_INSTANCE_any(operation, head_dim, options, memory) operation<head_dim, FLASH_OPTIONS_##options>
+#define FLASH_INSTANCE_float16(operation, head_dim, options, memory) \
+  operation<Half, head_dim, FLASH_OPTIONS_##options, FLASH_MEMORY_##memory>
+#define FLASH_INSTANCE_bfloat16(operation, head_dim, options, memory) \
+  operation<Bfloat, head_dim, FLASH_OPTIONS_##options, FLASH_MEMORY_##memory>
 
-#define FLASH_KERNEL(header, operation, type, head_dim, options)                                       \
-  namespace flash {                                                                                    \
-  int launch_##operation##_##type##_##head_dim##_##options(const void *params, const Launch &launch) { \
-    return launch_kernel(FLASH_INSTANCE_##type(operation, head_dim, options), params, launch);         \
-  }                                                                                                    \
+#define FLASH_KERNEL(header, operation, type, head_dim, options, memory)                                          \
+  namespace flash {                                                                                               \
+  int launch_##operation##_##type##_##head_dim##_##options##_##memory(const void *params, const Launch &launch) { \
+    return launch_kernel(FLASH_INSTANCE_##type(operation, head_dim, options, memory), params, launch);            \
+  }                                                                                                               \
   }

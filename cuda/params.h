@@ -74,21 +74,37 @@ struct QueryFacts {
   float *lse2_low;  // what rounding took from lse2
 };
 
+// dq as it grows in memory where blocks of threads own keys, without its scale: for each head its granules of queries,
+// 16 by `columns` numbers each, in the order in which a warp holds them (backward_sm80.cuh).
+struct DqSums {
+  float *data;            // NULL: none
+  int64_t rows, columns;  // of a head: Lq and the kernel's head dim, Lq rounded up to whole granules
+};
+
 struct PrepareParams {
   Attention attention;
   Rows dout, o;
   LseView lse, dlse;  // dlse may be absent
   QueryFacts facts;
-  int64_t tasks;  // queries of all heads
+  DqSums dq_sums;  // to be set to 0, where there are any
+  int64_t tasks;   // queries of all heads
 };
 
-// dk and dv, or dq: absent where not wanted.
+// What is not wanted is absent.
 struct GradientParams {
   Attention attention;
-  Tiles tiles;  // of keys for dk and dv, of queries for dq
+  Tiles tiles;  // of keys, but for dq alone of queries
   Rows dout;
   QueryFacts facts;
+  DqSums dq_sums;  // instead of dq, where dk and dv are summed in the same pass
   Rows dq, dk, dv;
+};
+
+struct DqParams {
+  Attention attention;
+  DqSums sums;
+  Rows dq;
+  int64_t tasks;  // pieces of 8 x 32 numbers
 };
 
 // dbias is cut into pieces: one per (batch, head, tile of queries, tile of keys) that the bias tells apart. What it is

@@ -93,9 +93,6 @@ __device__ __forceinline__ bool mask_allows(const Attention &x, const Head &head
          static_cast<const uint8_t *>(x.mask.data)[head.mask + i * x.mask.row + j * x.mask.column] != 0;
 }
 
-// Which side of the score matrix lies along the rows of a tile.
-enum class Side : bool { kQueries, kKeys };
-
 // The part of a tile that one thread owns: row_of(a) and column_of(b) are positions, -1 where there is none.
 template <Side kRowSide_, int kRows_, int kColumns_, class RowOf, class ColumnOf>
 struct Part {
@@ -163,7 +160,7 @@ __device__ __forceinline__ void apply_rules(const Attention &x, const Head &head
 }
 
 // The same without softcap's derivative and without shared memory: every score's rules are compiled in place. Queries
-// that are not real get any score.
+// that are not real, which may lie behind the last, get any score.
 template <bool kOptions, class P>
 __device__ __forceinline__ void apply_rules_in_registers(const Attention &x, const Head &head, const Band &band,
                                                          const P &part, bool sees_all,
@@ -175,7 +172,7 @@ __device__ __forceinline__ void apply_rules_in_registers(const Attention &x, con
     for (int b = 0; b < P::kColumns; ++b) {
       const int i = part.query(a, b), j = part.key(a, b);
       bool visible = sees_all || sees(band, i, j);
-      if (kOptions) visible = visible && i >= 0 && mask_allows(x, head, i, j);
+      if (kOptions) visible = visible && i < x.Lq && mask_allows(x, head, i, j);
       if (!visible)
         s[a][b] = -infinity();
       else if (kOptions)

@@ -14,9 +14,15 @@ struct Task {
   int64_t b;
   int head, begin;  // the first row
 };
-// Tiles run from the last to the first: under a causal rule the last rows have the most keys.
+// Which side of the score matrix lies along the rows of a tile.
+enum class Side : bool { kQueries, kKeys };
+
+// The longest tasks come first: under a causal rule the last queries have the most keys, the first keys the most
+// queries.
+template <Side kSide = Side::kQueries>
 FLASH_INLINE Task task_of(const Tiles &tiles, int64_t index) {
-  const int64_t head = index / tiles.tiles, tile = tiles.tiles - 1 - index % tiles.tiles;
+  const int64_t head = index / tiles.tiles, n = index % tiles.tiles;
+  const int64_t tile = kSide == Side::kQueries ? tiles.tiles - 1 - n : n;
   return {head / tiles.heads, static_cast<int>(head % tiles.heads), static_cast<int>(tile * tiles.step)};
 }
 
@@ -72,9 +78,9 @@ class Walk {
   static constexpr int kStep = 64;  // a multiple of the columns of every tile
 
   __device__ __forceinline__ Walk(const BlockLists &lists, int64_t b, int h, int own_begin, Interval span)
-      : lists_(lists), begin_(0), end_(0), position_(0), stretch_end_(0), at_(0), last_(0) {
+      : lists_(lists), end_(0), position_(0), stretch_end_(0), at_(0), last_(0) {
     if (empty(span)) return;
-    begin_ = static_cast<uint32_t>(span.begin / kGranule * kGranule), end_ = static_cast<uint32_t>(span.end);
+    end_ = static_cast<uint32_t>(span.end);
     if (lists.start == nullptr) {
       // Steps at fixed places, so that the bits of a row don't depend on the rows beside it.
       position_ = static_cast<uint32_t>(span.begin / kStep * kStep), stretch_end_ = end_;
@@ -83,13 +89,16 @@ class Walk {
     const int32_t *start = lists.start + b * lists.batch + h * lists.head + own_begin / lists.own * lists.line;
     at_ = static_cast<int>(clamp(start[0], 0, lists.count));
     last_ = static_cast<int>(clamp(start[lists.line], at_, lists.count));
+    const auto begin = static_cast<uint32_t>(span.begin / kGranule * kGranule);
     for (int high = last_; at_ < high;) {  // the first block that ends behind begin
       const int middle = at_ + (high - at_) / 2;
-      if ((lists.index[middle * lists.index_stride] + int64_t{1}) * lists.other <= begin_)
+      if ((lists.index[middle * lists.index_stride] + int64_t{1}) * lists.other <= begin)
         at_ = middle + 1;
       else
         high = middle;
     }
+    if (at_ < last_) next_block();
+    position_ = position_ < begin ? begin : position_;
   }
 
   // The next tile; false if there is nothing left.
@@ -111,12 +120,12 @@ class Walk {
   __device__ __forceinline__ void next_block() {
     const int64_t block = lists_.index[at_++ * lists_.index_stride];
     if (block < 0 || block >= lists_.other_blocks) return;
-    position_ = static_cast<uint32_t>(larger(block * lists_.other, begin_));
+    position_ = static_cast<uint32_t>(block * lists_.other);
     stretch_end_ = static_cast<uint32_t>(smaller((block + 1) * lists_.other, end_));
   }
 
   const BlockLists &lists_;
-  uint32_t begin_, end_;             // of the span; the granule behind the last may start at 2^31
+  uint32_t end_;                     // of the span; the granule behind the last may start at 2^31
   uint32_t position_, stretch_end_;  // what is left of the stretch at hand
   int at_, last_;                    // what is left of the list
 };

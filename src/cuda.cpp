@@ -13,8 +13,8 @@ namespace flash {
 
 // ---- The table of kernels -------------------------------------------------------------------------------------------
 
-#define FLASH_KERNEL(header, operation, type, head_dim, options) \
-  int launch_##operation##_##type##_##head_dim##_##options(const void *params, const Launch &launch);
+#define FLASH_KERNEL(header, operation, type, head_dim, options, memory) \
+  int launch_##operation##_##type##_##head_dim##_##options##_##memory(const void *params, const Launch &launch);
 #include "../cuda/instances.def"
 #undef FLASH_KERNEL
 
@@ -23,17 +23,19 @@ namespace {
 // What instances.def calls them.
 constexpr bool plain = false, options = true;
 constexpr DType any = kAnyType, float16 = DType::kFloat16, bfloat16 = DType::kBfloat16;
+constexpr Memory small = Memory::kSmall, large = Memory::kLarge;
 
 struct Kernel {
   Operation operation;
   DType dtype;
   int head_dim;
   bool has_options;
+  Memory memory;
   int (*launch)(const void *params, const Launch &launch);
 };
 constexpr Kernel kKernels[] = {
-#define FLASH_KERNEL(header, operation, type, head_dim, with) \
-  {Operation::operation, type, head_dim, with, launch_##operation##_##type##_##head_dim##_##with},
+#define FLASH_KERNEL(header, operation, type, head_dim, with, memory) \
+  {Operation::operation, type, head_dim, with, memory, launch_##operation##_##type##_##head_dim##_##with##_##memory},
 #include "../cuda/instances.def"
 #undef FLASH_KERNEL
 };
@@ -43,7 +45,7 @@ void start(const KernelLaunch &x, const Params &params, void *stream) {
   if (x.tasks == 0) return;
   for (const Kernel &kernel : kKernels) {
     if (kernel.operation != x.operation || kernel.dtype != x.dtype || kernel.head_dim != x.head_dim ||
-        kernel.has_options != x.has_options) {
+        kernel.has_options != x.has_options || kernel.memory != x.memory) {
       continue;
     }
     const int error = kernel.launch(&params, {x.tasks, x.threads, x.shared_bytes, stream});
@@ -74,7 +76,8 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
   const uint32_t wanted = wanted_of(x);
   const uintptr_t address = reinterpret_cast<uintptr_t>(workspace);
   const uintptr_t aligned = (address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
-  const CudaBackwardMemory memory = place_cuda_backward(reinterpret_cast<char *>(aligned), problem, wanted);
+  const CudaDevice &device = cuda_facts().devices[static_cast<size_t>(problem.device_id)];
+  const CudaBackwardMemory memory = place_cuda_backward(reinterpret_cast<char *>(aligned), problem, wanted, device);
   const QueryFacts facts = {memory.delta, memory.lse2, memory.lse2_low};
   const Attention attention = cuda_attention(problem);
   const DType dtype = problem.dtype;
@@ -85,12 +88,14 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
   prepare.dout = dout, prepare.o = cuda_rows(x.o, dtype, problem.Dv);
   prepare.lse = x.lse, prepare.dlse = x.dlse;
   prepare.facts = facts;
+  prepare.dq_sums = memory.dq_sums;
   prepare.tasks = problem.B * problem.Hq * problem.Lq;
 
   GradientParams gradients{};
   gradients.attention = attention;
   gradients.dout = dout;
   gradients.facts = facts;
+  gradients.dq_sums = memory.dq_sums;
   gradients.dq = cuda_rows(x.dq, dtype, problem.D);
   gradients.dk = cuda_rows(x.dk, dtype, problem.D);
   gradients.dv = cuda_rows(x.dv, dtype, problem.Dv);
@@ -105,13 +110,14 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
   if (bias.pieces.splits > 1) bias.partial = memory.bias_partial;
 
   // Those of the plan, but for a bias that is a broadcast view: its gradient has elements of its own where it has none.
-  for (const KernelLaunch &launch : cuda_launches(problem, wanted, x.dbias, memory.bias_partial_count)) {
+  for (const KernelLaunch &launch : cuda_launches(problem, wanted, device, x.dbias, memory.bias_partial_count)) {
     switch (launch.operation) {
       case Operation::backward_prepare_any:
         start(launch, prepare, stream);
         break;
       case Operation::backward_keys_any:
       case Operation::backward_keys_sm80:
+      case Operation::backward_sm80:
         gradients.tiles = cuda_key_tiles(problem, launch.tile_rows);
         start(launch, gradients, stream);
         break;
@@ -119,6 +125,9 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
       case Operation::backward_queries_sm80:
         gradients.tiles = cuda_query_tiles(problem, launch.tile_rows);
         start(launch, gradients, stream);
+        break;
+      case Operation::backward_dq_sm80:
+        start(launch, DqParams{attention, memory.dq_sums, gradients.dq, cuda_dq_pieces(problem)}, stream);
         break;
       case Operation::backward_bias_any:
       case Operation::backward_bias_sum_any:
@@ -142,7 +151,7 @@ void cuda_weights(const Problem &problem, const int64_t *rows, int64_t rows_stri
   params.weights = static_cast<float *>(weights.data);
   params.batch = weights.batch, params.head = weights.head, params.row = weights.row, params.column = weights.column;
   params.tasks = problem.Lk == 0 ? 0 : problem.B * problem.Hq * count;
-  start({Operation::weights_any, kAnyType, 0, options, params.tasks, kWeightsThreads,
+  start({Operation::weights_any, kAnyType, 0, options, small, params.tasks, kWeightsThreads,
          kWeightsThreads * static_cast<int>(sizeof(float)), 0},
         params, stream);
 }
@@ -158,7 +167,8 @@ void cuda_dropout_mask(int device_id, uint64_t seed, double dropout, bool *keep,
     params.extent[axis] = extent[axis], params.stride[axis] = stride[axis];
     params.tasks *= extent[axis];
   }
-  start({Operation::dropout_mask_any, kAnyType, 0, plain, ceil_div(params.tasks, kPlainThreads), kPlainThreads, 0, 0},
+  start({Operation::dropout_mask_any, kAnyType, 0, plain, small, ceil_div(params.tasks, kPlainThreads), kPlainThreads,
+         0, 0},
         params, stream);
 }
 
@@ -171,7 +181,8 @@ void cuda_merge(int device_id, DType dtype, int64_t B, int64_t Lq, int64_t Hq, i
   params.lse1 = first.lse, params.lse2 = second.lse, params.lse = merged.lse;
   params.Lq = Lq, params.Hq = Hq, params.Dv = Dv;
   params.tasks = B * Hq * Lq;
-  start({Operation::merge_any, kAnyType, 0, plain, ceil_div(params.tasks, kPlainThreads / 32), kPlainThreads, 0, 0},
+  start({Operation::merge_any, kAnyType, 0, plain, small, ceil_div(params.tasks, kPlainThreads / 32), kPlainThreads, 0,
+         0},
         params, stream);
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../cuda/params.h"
 #include "cpu/cpu.h"  // WeightsView, MergePart
 #include "plan.h"
 #include "problem.h"
@@ -16,11 +17,12 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
 // Where the backward's workspace lies; with base NULL, place_cuda_backward only adds up.
 struct CudaBackwardMemory {
   float *delta, *lse2, *lse2_low;  // (B, Hq, Lq) each
+  DqSums dq_sums;                  // absent where dq is not summed in memory
   float *bias_partial;             // NULL if dbias needs none
   int64_t bias_partial_count;      // floats
   size_t bytes;
 };
-CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint32_t wanted);
+CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint32_t wanted, const CudaDevice &device);
 
 void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *stream);
 void cuda_backward(const Problem &problem, const BackwardArguments &arguments, void *workspace, void *stream);

@@ -16,8 +16,10 @@ bool has_score_options(const Problem &problem);
 
 // The kernels of one call: wanted is 0 for the forward, else FLASH_DQ | .... `dbias` and `most_partial` say how the
 // gradient of a bias is cut: see cuda_bias_pieces.
-KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const ScoresView &dbias, int64_t most_partial);
+KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const CudaDevice &device, const ScoresView &dbias,
+                             int64_t most_partial);
 // What one of them goes over.
+int64_t cuda_dq_pieces(const Problem &problem);
 Tiles cuda_query_tiles(const Problem &problem, int tile_rows);
 Tiles cuda_key_tiles(const Problem &problem, int tile_rows);
 

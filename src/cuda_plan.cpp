@@ -43,7 +43,11 @@ BlockLists lists_by_column(const Problem &problem) {
 // Below this a product with -inf, or with the smallest scores, is not what it would be in exact arithmetic.
 bool is_plain_scale(double scale) { return scale * kLog2E >= FLT_MIN && scale * kLog2E <= FLT_MAX; }
 
-int tile_step(int rows, int64_t block) { return block == 0 ? rows : static_cast<int>(smaller(rows, block)); }
+// Rows from one tile to the next.
+int tile_step(int rows, int64_t length, int64_t block) {
+  const int64_t step = smaller(rows, round_up(length, kGranule));
+  return static_cast<int>(larger(kGranule, block == 0 ? step : smaller(step, block)));
+}
 
 int64_t warps_to_blocks(int64_t warps) { return ceil_div(warps, kPlainThreads / 32); }
 int64_t threads_to_blocks(int64_t threads) { return ceil_div(threads, kPlainThreads); }
@@ -103,14 +107,14 @@ bool has_score_options(const Problem &problem) {
 }
 
 Tiles cuda_tiles(int64_t B, int64_t heads, int64_t length, int tile_rows, int64_t block) {
-  const int step = tile_step(tile_rows, block);
+  const int step = tile_step(tile_rows, length, block);
   const int64_t tiles = ceil_div(length, step);
   return {tiles * heads * B, tiles, heads, step};
 }
 
 BiasPieces cuda_bias_pieces(const Problem &problem, const ScoresView &dbias, int64_t most_partial) {
   constexpr TileShape tile = bias_tile_shape();
-  const int step = tile_step(tile.rows, problem.blocks.block_q);
+  const int step = tile_step(tile.rows, problem.Lq, problem.blocks.block_q);
   const int64_t own = own_batches(dbias.batch);
   const int64_t query_tiles = ceil_div(problem.Lq, step), key_tiles = ceil_div(problem.Lk, tile.columns);
   const bool all_heads = dbias.head == 0, all_rows = dbias.row == 0, all_columns = dbias.column == 0;
@@ -136,12 +140,59 @@ int64_t bias_partial_count(const BiasPieces &pieces, const ScoresView &dbias) {
          (dbias.column == 0 ? 1 : tile.columns);
 }
 
-CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint32_t wanted) {
+namespace {
+
+// The kernel family for a problem and its tiles.
+struct Choice {
+  bool is_tensor;    // on tensor cores
+  bool is_one_pass;  // dq with dk and dv
+  DType dtype;
+  Memory memory;
+  int head_dim, rows, columns, threads, shared_bytes;
+};
+
+Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device) {
+  const bool is_forward = wanted == 0, has_options = has_score_options(problem);
+  const auto has = [&](Memory memory) { return device.shared_bytes >= most_shared_bytes(memory); };
+  const auto tensor = [&](int head_dim, TensorTile tile, Memory memory, int bytes, bool is_one_pass = false) {
+    return Choice{true, is_one_pass, problem.dtype, memory, head_dim, tile.rows, tile.columns, tile.threads(), bytes};
+  };
+  const int tensor_dim = built_tensor_head_dim(problem.D, problem.Dv);
+  if (size_bytes(problem.dtype) == 2 && tensor_dim != 0) {
+    if (is_forward) {
+      const Memory memory = forward_sm80_memory(tensor_dim, has(Memory::kLarge));
+      return tensor(tensor_dim, forward_sm80_tile(tensor_dim, has_options, memory), memory,
+                    forward_sm80_shared_bytes(tensor_dim, has_options, memory));
+    }
+    const Memory memory = backward_sm80_memory(tensor_dim);
+    if ((wanted & FLASH_DQ) != 0 && (wanted & (FLASH_DK | FLASH_DV)) != 0 && !problem.deterministic && has(memory)) {
+      return tensor(tensor_dim, backward_sm80_tile(tensor_dim), memory, backward_sm80_shared_bytes(tensor_dim), true);
+    }
+    return tensor(tensor_dim, backward_deterministic_sm80_tile(tensor_dim), Memory::kSmall,
+                  backward_deterministic_sm80_shared_bytes(tensor_dim));
+  }
+  const int head_dim = built_head_dim(problem.D, problem.Dv);
+  const TileShape tile = is_forward ? forward_tile(head_dim) : backward_tile(head_dim);
+  return {
+      false,          false,          kAnyType,
+      Memory::kSmall, head_dim,       tile.rows,
+      tile.columns,   tile.threads(), is_forward ? forward_shared_bytes(head_dim) : backward_shared_bytes(head_dim)};
+}
+
+}  // namespace
+
+CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint32_t wanted, const CudaDevice &device) {
   const int64_t rows = problem.B * problem.Hq * problem.Lq;
   CudaBackwardMemory memory{};
   memory.delta = take(base, &memory.bytes, rows);
   memory.lse2 = take(base, &memory.bytes, rows);
   memory.lse2_low = take(base, &memory.bytes, rows);
+  const Choice choice = choose(problem, wanted, device);
+  if (choice.is_one_pass) {
+    memory.dq_sums = {nullptr, round_up(problem.Lq, kGranule), choice.head_dim};
+    memory.dq_sums.data =
+        take(base, &memory.bytes, problem.B * problem.Hq * memory.dq_sums.rows * memory.dq_sums.columns);
+  }
   if (wanted & FLASH_DBIAS) {
     // The gradient's strides are not known to a query for the workspace's size; the bias's own are.
     const BiasPieces pieces = cuda_bias_pieces(problem, problem.bias, INT64_MAX);
@@ -151,54 +202,8 @@ CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint3
   return memory;
 }
 
-namespace {
-
-// The kernel family for a problem and its tiles.
-struct Choice {
-  bool is_tensor;  // on tensor cores
-  DType dtype;
-  int head_dim, rows, columns, threads, shared_bytes;
-};
-
-Choice choose(const Problem &problem, uint32_t wanted) {
-  const bool is_forward = wanted == 0;
-  const int tensor_head_dim = built_tensor_head_dim(problem.D, problem.Dv);
-  if (size_bytes(problem.dtype) == 2 && tensor_head_dim != 0) {
-    const bool has_options = has_score_options(problem);
-    if (is_forward) {
-      const TensorTile tile = forward_sm80_tile(tensor_head_dim, has_options);
-      return {true,
-              problem.dtype,
-              tensor_head_dim,
-              tile.rows,
-              tile.columns,
-              tile.threads(),
-              forward_sm80_shared_bytes(tensor_head_dim, has_options)};
-    }
-    const TensorTile tile = backward_sm80_tile(tensor_head_dim);
-    return {true,
-            problem.dtype,
-            tensor_head_dim,
-            tile.rows,
-            tile.columns,
-            tile.threads(),
-            backward_sm80_shared_bytes(tensor_head_dim)};
-  }
-  const int head_dim = built_head_dim(problem.D, problem.Dv);
-  const TileShape tile = is_forward ? forward_tile(head_dim) : backward_tile(head_dim);
-  return {false,
-          kAnyType,
-          head_dim,
-          tile.rows,
-          tile.columns,
-          tile.threads(),
-          is_forward ? forward_shared_bytes(head_dim) : backward_shared_bytes(head_dim)};
-}
-
-}  // namespace
-
 const char *name(Operation operation) {
-#define FLASH_KERNEL(header, name, type, head_dim, options) \
+#define FLASH_KERNEL(header, name, type, head_dim, options, memory) \
   if (operation == Operation::name) return #name;
 #include "../cuda/instances.def"
 #undef FLASH_KERNEL
@@ -212,38 +217,48 @@ Tiles cuda_key_tiles(const Problem &problem, int tile_rows) {
   return cuda_tiles(problem.B, problem.Hk, problem.Lk, tile_rows, problem.blocks.block_k);
 }
 
-KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const ScoresView &dbias, int64_t most_partial) {
-  const Choice choice = choose(problem, wanted);
+int64_t cuda_dq_pieces(const Problem &problem) {
+  return problem.B * problem.Hq * ceil_div(problem.Lq, 8) * ceil_div(problem.D, 32);
+}
+
+KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const CudaDevice &device, const ScoresView &dbias,
+                             int64_t most_partial) {
+  const Choice choice = choose(problem, wanted, device);
   const bool has_options = has_score_options(problem);
   KernelLaunches launches{};
   const auto add = [&](KernelLaunch launch) {
     if (launch.tasks > 0) launches.list[launches.count++] = launch;
   };
   const auto add_tiles = [&](Operation operation, const Tiles &tiles) {
-    add({operation, choice.dtype, choice.head_dim, has_options, tiles.tasks, choice.threads, choice.shared_bytes,
-         choice.rows});
+    add({operation, choice.dtype, choice.head_dim, has_options, choice.memory, tiles.tasks, choice.threads,
+         choice.shared_bytes, choice.rows});
+  };
+  const auto add_plain = [&](Operation operation, int64_t tasks, int shared_bytes) {
+    add({operation, kAnyType, 0, false, Memory::kSmall, tasks, kPlainThreads, shared_bytes, 0});
   };
   if (wanted == 0) {
     add_tiles(choice.is_tensor ? Operation::forward_sm80 : Operation::forward_any,
               cuda_query_tiles(problem, choice.rows));
     return launches;
   }
-  const auto add_plain = [&](Operation operation, int64_t tasks, int shared_bytes) {
-    add({operation, kAnyType, 0, false, tasks, kPlainThreads, shared_bytes, 0});
-  };
   add_plain(Operation::backward_prepare_any, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
   const int before = launches.count;
-  if (wanted & (FLASH_DK | FLASH_DV)) {
-    add_tiles(choice.is_tensor ? Operation::backward_keys_sm80 : Operation::backward_keys_any,
-              cuda_key_tiles(problem, choice.rows));
-  }
-  if (wanted & FLASH_DQ) {
-    add_tiles(choice.is_tensor ? Operation::backward_queries_sm80 : Operation::backward_queries_any,
-              cuda_query_tiles(problem, choice.rows));
+  if (choice.is_one_pass) {
+    add_tiles(Operation::backward_sm80, cuda_key_tiles(problem, choice.rows));
+    add_plain(Operation::backward_dq_sm80, warps_to_blocks(cuda_dq_pieces(problem)), 0);
+  } else {
+    if (wanted & (FLASH_DK | FLASH_DV)) {
+      add_tiles(choice.is_tensor ? Operation::backward_keys_sm80 : Operation::backward_keys_any,
+                cuda_key_tiles(problem, choice.rows));
+    }
+    if (wanted & FLASH_DQ) {
+      add_tiles(choice.is_tensor ? Operation::backward_queries_sm80 : Operation::backward_queries_any,
+                cuda_query_tiles(problem, choice.rows));
+    }
   }
   if (wanted & FLASH_DBIAS) {
     const BiasPieces pieces = cuda_bias_pieces(problem, dbias, most_partial);
-    add({Operation::backward_bias_any, kAnyType, 0, true, pieces.own.product() * pieces.splits,
+    add({Operation::backward_bias_any, kAnyType, 0, true, Memory::kSmall, pieces.own.product() * pieces.splits,
          bias_tile_shape().threads(), bias_shared_bytes(), 0});
     if (pieces.splits > 1) {
       add_plain(Operation::backward_bias_sum_any, threads_to_blocks(bias_partial_count(pieces, dbias) / pieces.splits),
@@ -261,27 +276,37 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
   if (problem.dtype == DType::kFloat8) {
     fail(FLASH_UNSUPPORTED, "q: float8_e4m3fn isn't supported yet; convert to float16, bfloat16 or float32");
   }
-  const Choice choice = choose(problem, wanted);
+  const Choice choice = choose(problem, wanted, device);
   Plan plan{};
   if (choice.is_tensor) {
-    plan.kernel = wanted == 0 ? "forward_sm80" : "backward_sm80";
+    plan.kernel = wanted == 0 ? "forward_sm80" : choice.is_one_pass ? "backward_sm80" : "backward_deterministic_sm80";
     plan.path = "tensor cores";
-    if (device.compute_capability >= 90)
+    if (device.compute_capability >= 90) {
       plan.limit = "the kernels for Hopper's own tensor cores are not part of this version";
+    } else if (wanted != 0 && !choice.is_one_pass && !problem.deterministic) {
+      plan.limit =
+          "one pass for all gradients asks for dq together with dk or dv, and for 163 KiB of shared memory at "
+          "head dimensions above 64";
+    }
   } else {
     plan.kernel = wanted == 0 ? "forward_any" : "backward_any";
     plan.path = "float32";
     if (problem.dtype != DType::kFloat32) plan.limit = "the kernels for tensor cores take head dimensions to 256";
   }
   plan.workers = device.multiprocessors;
-  plan.block_q = cuda_query_tiles(problem, choice.rows).step, plan.block_k = choice.columns;
-  plan.launches = cuda_launches(problem, wanted, problem.bias, INT64_MAX);
+  if (choice.is_one_pass) {
+    plan.block_q = choice.columns, plan.block_k = cuda_key_tiles(problem, choice.rows).step;
+  } else {
+    plan.block_q = cuda_query_tiles(problem, choice.rows).step, plan.block_k = choice.columns;
+  }
+  plan.launches = cuda_launches(problem, wanted, device, problem.bias, INT64_MAX);
   for (const KernelLaunch &launch : plan.launches) {
-    const bool is_small =
-        launch.operation == Operation::backward_prepare_any || launch.operation == Operation::backward_bias_sum_any;
+    const bool is_small = launch.operation == Operation::backward_prepare_any ||
+                          launch.operation == Operation::backward_bias_sum_any ||
+                          launch.operation == Operation::backward_dq_sm80;
     if (!is_small) plan.tasks += launch.tasks;
   }
-  if (wanted != 0) plan.shared_bytes = place_cuda_backward(nullptr, problem, wanted).bytes;
+  if (wanted != 0) plan.shared_bytes = place_cuda_backward(nullptr, problem, wanted, device).bytes;
   return plan;
 }
 

@@ -16,6 +16,8 @@ constexpr size_t kWorkspaceAlignment = 64;
 // The operations of cuda/instances.def, in no order that matters.
 enum class Operation : uint8_t {
   forward_sm80,
+  backward_sm80,
+  backward_dq_sm80,
   backward_keys_sm80,
   backward_queries_sm80,
   forward_any,
@@ -35,12 +37,15 @@ const char *name(Operation operation);
 // In cuda/instances.def: the kernel takes any type that there is on CUDA.
 constexpr DType kAnyType = DType::kFloat32;
 
+enum class Memory : uint8_t;  // cuda/configs.h
+
 // A start of a CUDA kernel: which row of cuda/instances.def, and with what.
 struct KernelLaunch {
   Operation operation;
-  DType dtype;                // kAnyType: read at run time
-  int head_dim;               // 0: any
-  bool has_options;           // of scores
+  DType dtype;       // kAnyType: read at run time
+  int head_dim;      // 0: any
+  bool has_options;  // of scores
+  Memory memory;
   int64_t tasks;              // blocks of threads; where a grid can't have so many, they stride over the tasks
   int threads, shared_bytes;  // of a block
   int tile_rows;              // 0 where tasks are no tiles

@@ -40,7 +40,7 @@ def path() -> Path:
 def environment(**more: str) -> dict[str, str]:
     """Of a process that computes with it, with two devices, on one thread: such processes share the cores."""
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, "FLASH_LIBRARY": str(path()), "EMULATOR_DEVICES": "90,80", **one_thread, **more}
+    return {**os.environ, "FLASH_LIBRARY": str(path()), "EMULATOR_DEVICES": "90,86", **one_thread, **more}
 
 
 def _configure() -> None:

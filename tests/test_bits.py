@@ -25,7 +25,7 @@ def at(problem, index):
 def test_repeats(backend, dtype):
     shape = backend.smaller(LARGE, N=(), Lq=100, Lk=150, Hq=2, Hk=1)
     problem = Case(shape, dtype, ("causal", "bias", "sinks", "dropout")).make()
-    wanted = run_on(backend, problem)
+    wanted = run_on(backend, problem, deterministic=True)
     for order in backend.orders():
         with order:
             assert_same_bits(run_on(backend, problem, deterministic=True), wanted)
@@ -57,10 +57,10 @@ def test_a_sequence_does_not_depend_on_the_batch(backend, option, dtype):
     """Alone or among five: the same bits. (dropout depends on the place in the batch; the first one's is its own.)"""
     shape = backend.smaller(Shape((5,), 70, 140, 4, 2, 16, 16), N=(3,), Lq=33, Lk=70, Hq=2, Hk=1)
     problem = Case(shape, dtype, (option,)).make()
-    o, lse, g = run_on(backend, problem)
+    o, lse, g = run_on(backend, problem, deterministic=True)
     for n in range(1 if option.startswith("dropout") else shape.N[0]):
         one = slice(n, n + 1)
-        alone_o, alone_lse, alone = run_on(backend, at(problem, one))
+        alone_o, alone_lse, alone = run_on(backend, at(problem, one), deterministic=True)
         assert_same_bits((alone_o, alone_lse), (o[one], lse[one]))
         assert_same_bits(tuple(alone[:3]), tuple(x[one] for x in g[:3]))
 
@@ -69,7 +69,7 @@ def test_a_sequence_does_not_depend_on_the_batch(backend, option, dtype):
 def test_a_head_does_not_depend_on_the_others(backend, dtype):
     shape = backend.smaller(Shape((2,), 150, 300, 6, 2, 16, 16), N=(1,), Lq=70, Lk=90)
     problem = Case(shape, dtype, ("causal", "bias", "alibi", "sinks")).make()
-    o, lse, g = run_on(backend, problem)
+    o, lse, g = run_on(backend, problem, deterministic=True)
     for kv_head in range(2):
         heads, kv = slice(3 * kv_head, 3 * kv_head + 3), slice(kv_head, kv_head + 1)
         part = Problem(
@@ -77,7 +77,7 @@ def test_a_head_does_not_depend_on_the_others(backend, dtype):
             problem.dlse[:, heads], {**problem.options, "bias": problem.options["bias"][:, heads]},
         )  # fmt: skip
         part.options |= {name: problem.options[name][heads] for name in ("alibi_slopes", "sinks")}
-        part_o, part_lse, part_g = run_on(backend, part)
+        part_o, part_lse, part_g = run_on(backend, part, deterministic=True)
         assert_same_bits((part_o, part_lse), (o[..., heads, :], lse[:, heads]))
         assert_same_bits((part_g.dq, part_g.dbias), (g.dq[..., heads, :], g.dbias[:, heads]))
         assert_same_bits((part_g.dk, part_g.dv), (g.dk[..., kv, :], g.dv[..., kv, :]))

@@ -126,11 +126,14 @@ def test_a_kernel_for_every_row_of_the_table(kind):
     launched(kind)
     built = [("f4", head_dim) for head_dim in (64, 128, 256, 576)]
     built += [(dtype, head_dim) for dtype in ("f2", ml_dtypes.bfloat16) for head_dim in (64, 128, 192, 256)]
-    for dtype, head_dim in built:
-        q = kind.array(normal(2, 1, head_dim).astype(dtype))
-        for options in ({}, {"softcap": 1.0}):
-            o, vjp = flash.attention_vjp(q, q, q, **options)
-            vjp(o)
+    for device in range(emulated.lib.emulated_devices()):  # the second one has less shared memory
+        with emulated.Device(device):
+            for dtype, head_dim in built:
+                q = kind.array(normal(2, 1, head_dim).astype(dtype))
+                for options in ({}, {"softcap": 1.0}):
+                    o, vjp = flash.attention_vjp(q, q, q, **options)
+                    for deterministic in (False, True):
+                        vjp(o, deterministic=deterministic)
     bias, sinks = kind.array(normal(1)), kind.array(normal(1))
     o, vjp = flash.attention_vjp(*[kind.array(normal(130, 1, 8))] * 3, bias=bias, sinks=sinks)
     vjp(o)
@@ -142,6 +145,24 @@ def test_a_kernel_for_every_row_of_the_table(kind):
         check(lib.flash_dropout_mask(7, 0.5, tensor_at(call.read(keep, "keep")), call.stream_pointer()))
     assert (kind.numpy(keep)[0] == flash.dropout_mask(7, 0.5, (1, 2, 2))).all()
     assert {launch["kernel"] for launch in launched(kind)} == set(json.loads(emulated.lib.emulated_kernels()))
+
+
+def test_memory_of_the_device_changes_no_bit(kind, second_device):
+    """It decides on tiles, or on the kernel of gradients that need not be the same."""
+    if kind.name != "emulated":
+        pytest.skip("GPUs of one machine are alike")
+    shape = 1, 150, 1, 256
+    arrays = [normal(*shape, seed=n).astype("f2") for n in range(4)]
+    results, chosen = [], []
+    for device in (emulated.Device(0), second_device):
+        with device:
+            q, k, v, do = map(kind.array, arrays)
+            o, lse = flash.attention(q, k, v, return_lse=True, causal=True)
+            chosen.append(flash.explain(q, k, v, backward=True).kernel)
+            gradients = flash.attention_backward(do, q, k, v, o, lse, causal=True, deterministic=True)
+            results.append([kind.numpy(x).tobytes() for x in (o, lse, *gradients[:3])])
+    assert results[0] == results[1]
+    assert chosen == ["backward_sm80", "backward_deterministic_sm80"]
 
 
 # ---- Memory and calls to CUDA ----------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ void test_tiles() {
     const int rows = 32 << draw(0, 1);
     const int64_t block = draw(0, 1) == 0 ? 0 : int64_t{16} << draw(0, 4);
     const Tiles tiles = cuda_tiles(B, heads, length, rows, block);
-    wrong += tiles.step > rows || (block != 0 && block % tiles.step != 0);  // else a tile crosses two lines of blocks
+    // Else a tile crosses two lines of blocks.
+    wrong += tiles.step > rows || (block != 0 && block % tiles.step != 0 && tiles.step < length);
     wrong += tiles.tasks != B * heads * tiles.tiles;
     std::vector<int> seen(static_cast<size_t>(B * heads * length));
     int64_t head_before = -1;
@@ -54,6 +55,9 @@ void test_tiles() {
       wrong += task.begin % tiles.step != 0 || task.begin >= length;
       wrong += head == head_before ? task.begin >= begin_before : head < head_before;
       head_before = head, begin_before = task.begin;
+      const Task of_keys = task_of<Side::kKeys>(tiles, index);  // the same from the first on
+      wrong += of_keys.b != task.b || of_keys.head != task.head;
+      wrong += of_keys.begin + task.begin != (tiles.tiles - 1) * tiles.step;
       for (int64_t i = task.begin; i < std::min<int64_t>(task.begin + tiles.step, length); ++i)
         ++seen[static_cast<size_t>(head * length + i)];
     }
@@ -144,7 +148,8 @@ void test_walk() {
     const Interval span{draw(0, length), draw(0, length)};
     const auto positions = walked<kCount>(lists, 0, h, static_cast<int>(line) * own, span);
     for (size_t n = 0; n < positions.size(); ++n) {
-      wrong += positions[n] < span.begin / kGranule * kGranule || positions[n] >= round_up(span.end, kGranule);
+      wrong += positions[n] < (has_bad_start ? 0 : span.begin / kGranule * kGranule);
+      wrong += positions[n] >= round_up(span.end, kGranule);
       if (!has_bad_start && n > 0) wrong += positions[n] <= positions[n - 1];
     }
     stray += has_bad_start;
@@ -249,7 +254,6 @@ void test_configs() {
     }
     // What comes out goes through the buffer that rows of the other side came in by.
     CHECK(forward_tile(head_dim).rows <= forward_tile(head_dim).columns);
-    CHECK(forward_shared_bytes(head_dim) <= kMostSharedBytes && backward_shared_bytes(head_dim) <= kMostSharedBytes);
   }
   CHECK(forward_shared_bytes(64) == 4 * (64 * 68 + 64 * 68 + 64 * 72));
   CHECK(forward_shared_bytes(128) == 4 * (64 * 132 + 64 * 132 + 64 * 80));
@@ -303,7 +307,9 @@ void test_bias_pieces() {
           std::pair(pieces.own.key_tiles, pieces.other.key_tiles)})
       wrong += own != 1 && other != 1;
     wrong += pieces.splits < 1 || pieces.splits > pieces.other.product();
-    wrong += pieces.query_step > 64 || (problem.blocks.block_q != 0 && problem.blocks.block_q % pieces.query_step != 0);
+    wrong +=
+        pieces.query_step > 64 || (problem.blocks.block_q != 0 && problem.blocks.block_q % pieces.query_step != 0 &&
+                                   pieces.query_step < problem.Lq);
     const int64_t count = bias_partial_count(pieces, bias);
     wrong += count > room || (pieces.splits == 1) != (count == 0);
     split += pieces.splits > 1;
@@ -331,8 +337,8 @@ void test_plan() {
   plan = plan_cuda(problem, 0, kSmall);
   CHECK(plan.kernel == std::string("forward_sm80") && plan.path == std::string("tensor cores"));
   CHECK(plan.limit == nullptr && plan_cuda(problem, 0, kLarge).limit != nullptr);
-  CHECK(plan.workers == 1 && plan.block_q == 128 && plan.launches.list[0].head_dim == 128);
-  CHECK(plan_cuda(problem, FLASH_DQ, kSmall).kernel == std::string("backward_sm80"));
+  CHECK(plan.workers == 1 && plan.block_q == 112 && plan.launches.list[0].head_dim == 128);
+  CHECK(plan_cuda(problem, FLASH_DQ, kSmall).kernel == std::string("backward_deterministic_sm80"));
   problem.Dv = 576;
   plan = plan_cuda(problem, 0, kSmall);
   CHECK(plan.kernel == std::string("forward_any") && plan.limit != nullptr && plan.block_q == 32);
@@ -359,26 +365,62 @@ void test_plan() {
   CHECK(message.find("float8_e4m3fn isn't supported") != std::string::npos);
 }
 
-// Pieces of the workspace are aligned, apart from each other and inside it, and its size is the same on every device.
+// All gradients in one pass where that is allowed and there is room; a forward with larger tiles where there is.
+void test_plan_of_memory() {
+  const auto kernel = [](const Problem &problem, uint32_t wanted, const CudaDevice &device) {
+    return std::string(plan_cuda(problem, wanted, device).kernel);
+  };
+  constexpr uint32_t kAll = FLASH_DQ | FLASH_DK | FLASH_DV;
+  for (int64_t D : {40, 64, 128, 192, 256}) {
+    Problem problem = problem_of(2, 300, 500, 8, 2, D);
+    problem.dtype = DType::kBfloat16;
+    CHECK(kernel(problem, kAll, kLarge) == "backward_sm80");
+    CHECK((kernel(problem, kAll, kSmall) == "backward_sm80") == (D <= 64));
+    CHECK(kernel(problem, FLASH_DQ | FLASH_DK, kLarge) == "backward_sm80");
+    CHECK(kernel(problem, FLASH_DQ | FLASH_DV | FLASH_DSINKS, kLarge) == "backward_sm80");
+    for (uint32_t wanted : {uint32_t{FLASH_DQ}, uint32_t{FLASH_DK}, uint32_t{FLASH_DK | FLASH_DV}})
+      CHECK(kernel(problem, wanted, kLarge) == "backward_deterministic_sm80");
+    const Plan plan = plan_cuda(problem, kAll, kLarge);
+    CHECK(plan.launches.count == 3 && plan.launches.list[1].operation == Operation::backward_sm80);
+    CHECK(plan.launches.list[2].operation == Operation::backward_dq_sm80);
+    CHECK(plan.launches.list[2].tasks == ceil_div(2 * 8 * ceil_div(300, 8) * ceil_div(D, 32), 8));
+    problem.deterministic = true;
+    CHECK(kernel(problem, kAll, kLarge) == "backward_deterministic_sm80");
+    const Plan same = plan_cuda(problem, kAll, kLarge);
+    CHECK(same.launches.list[1].operation == Operation::backward_keys_sm80);
+    CHECK(same.shared_bytes == 3 * size_t{2 * 8 * 300 * 4});
+    CHECK(plan.shared_bytes == same.shared_bytes + size_t{2 * 8 * 304 * 4} * plan.launches.list[1].head_dim);
+    CHECK(plan_cuda(problem, 0, kLarge).block_q == 128);
+    CHECK(plan_cuda(problem, 0, kSmall).block_q == (D == 256 ? 64 : 128));
+  }
+  // Of few queries a tile has no more rows than they fill granules.
+  Problem problem = problem_of(2, 17, 500, 8, 2, 64);
+  problem.dtype = DType::kFloat16;
+  CHECK(plan_cuda(problem, 0, kLarge).block_q == 32);
+}
+
+// Pieces of the workspace are aligned, apart from each other and inside it.
 void test_workspace() {
   int wrong = 0;
   for (int round = 0; round < 300; ++round) {
     Problem problem = problem_of(draw(0, 3), draw(0, 300), draw(0, 300), draw(1, 4), 1, 64);
-    const uint32_t wanted = draw(0, 1) == 0 ? FLASH_DQ : FLASH_DQ | FLASH_DBIAS;
+    problem.dtype = draw(0, 1) == 0 ? DType::kFloat16 : DType::kFloat32;
+    const CudaDevice &device = draw(0, 1) == 0 ? kSmall : kLarge;
+    const uint32_t wanted = FLASH_DQ | (draw(0, 1) == 0 ? 0 : FLASH_DBIAS) | (draw(0, 1) == 0 ? 0 : FLASH_DK);
     if (wanted & FLASH_DBIAS) problem.bias = bias_of(problem, draw(0, 1) == 0, draw(0, 1) == 0, true, draw(0, 1) == 0);
-    const CudaBackwardMemory size = place_cuda_backward(nullptr, problem, wanted);
+    const CudaBackwardMemory size = place_cuda_backward(nullptr, problem, wanted, device);
     wrong += size.delta != nullptr || size.bias_partial != nullptr;
-    wrong += plan_cuda(problem, wanted, kSmall).shared_bytes != size.bytes;
-    wrong += workspace_bytes(plan_cuda(problem, wanted, kLarge)) != (size.bytes == 0 ? 0 : size.bytes + 64);
+    wrong += workspace_bytes(plan_cuda(problem, wanted, device)) != (size.bytes == 0 ? 0 : size.bytes + 64);
     std::vector<char> buffer(size.bytes + kWorkspaceAlignment);
     const size_t slack = kWorkspaceAlignment - reinterpret_cast<uintptr_t>(buffer.data()) % kWorkspaceAlignment;
     char *const base = buffer.data() + slack;
-    const CudaBackwardMemory memory = place_cuda_backward(base, problem, wanted);
+    const CudaBackwardMemory memory = place_cuda_backward(base, problem, wanted, device);
     wrong += memory.bytes != size.bytes || memory.bias_partial_count != size.bias_partial_count;
     const int64_t rows = problem.B * problem.Hq * problem.Lq;
     const char *end = base;
     for (const auto &[piece, count] :
          {std::pair(memory.delta, rows), std::pair(memory.lse2, rows), std::pair(memory.lse2_low, rows),
+          std::pair(memory.dq_sums.data, problem.B * problem.Hq * memory.dq_sums.rows * memory.dq_sums.columns),
           std::pair(memory.bias_partial, memory.bias_partial_count)}) {
       if (piece == nullptr) continue;
       const char *const begin = reinterpret_cast<const char *>(piece);
@@ -463,13 +505,29 @@ void test_tensor_tiles() {
   for (int head_dim : kTensorHeadDims) {
     CHECK(built_tensor_head_dim(head_dim, 1) == head_dim && built_tensor_head_dim(1, head_dim) == head_dim);
     for (bool has_options : {false, true}) {
-      const TensorTile tile = forward_sm80_tile(head_dim, has_options);
-      CHECK(tile.warp_rows() % 16 == 0 && tile.columns % 16 == 0 && Walk::kStep % tile.columns == 0);
-      CHECK(forward_sm80_shared_bytes(head_dim, has_options) <= kMostSharedBytes);
+      for (Memory memory : {Memory::kSmall, Memory::kLarge}) {
+        const TensorTile tile = forward_sm80_tile(head_dim, has_options, memory);
+        CHECK(tile.warp_rows() % 16 == 0 && tile.columns % 16 == 0 && Walk::kStep % tile.columns == 0);
+        CHECK(forward_sm80_shared_bytes(head_dim, has_options, memory) <= most_shared_bytes(memory));
+      }
     }
-    const TensorTile tile = backward_sm80_tile(head_dim);
+    const TensorTile tile = backward_deterministic_sm80_tile(head_dim);
     CHECK(tile.warp_rows() == 16 && tile.columns % 16 == 0 && Walk::kStep % tile.columns == 0);
-    CHECK(backward_sm80_shared_bytes(head_dim) <= kMostSharedBytes && tile.columns <= tile.threads());
+    CHECK(backward_deterministic_sm80_shared_bytes(head_dim) <= most_shared_bytes(Memory::kSmall));
+    const TensorTile one = backward_sm80_tile(head_dim);
+    CHECK(one.rows % 32 == 0 && one.columns % 32 == 0 && one.columns <= kWeightColumns);
+    CHECK(one.columns <= one.threads() && tile.columns <= tile.threads() && Walk::kStep % one.columns == 0);
+    CHECK(backward_sm80_shared_bytes(head_dim) <= most_shared_bytes(backward_sm80_memory(head_dim)));
+    // The head dim of dk, dv and dq is shared out by whole 16 columns, whose units don't carry in swizzled_step.
+    for (int rows : {one.rows, one.columns}) {
+      const int parts = one.warps * 32 / rows;
+      CHECK(head_dim % (16 * parts) == 0);
+      for (int part = 0; part < parts; ++part)
+        for (int n = 0; n < head_dim / 16 / parts; ++n)
+          for (int unit : {2 * part, 2 * part + 1})
+            CHECK(swizzled_step(static_cast<uint32_t>(swizzled_offset_bytes(3, unit, head_dim / 8)), 2 * parts * n) ==
+                  static_cast<uint32_t>(swizzled_offset_bytes(3, unit + 2 * parts * n, head_dim / 8)));
+    }
   }
   CHECK(built_tensor_head_dim(257, 1) == 0 && built_tensor_head_dim(65, 8) == 128);
 }
@@ -545,6 +603,7 @@ int main() {
   test_configs();
   test_bias_pieces();
   test_plan();
+  test_plan_of_memory();
   test_workspace();
   test_arguments();
   return report();

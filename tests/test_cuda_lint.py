@@ -49,7 +49,7 @@ def test_no_kernel_draws_a_warning(compiler: str) -> None:
             yield start[0].partition("(")[2], "\n".join(rows), option
 
     # -O3 sees more, at twice the time: it unrolls nested loops too, as nvcc does. Other head dims share that code.
-    smallest = [row for row in ROWS if row.endswith((", any, 64, plain)", ", float16, 64, plain)"))]
+    smallest = [row for row in ROWS if row.endswith((", any, 64, plain, small)", ", float16, 64, plain, small)"))]
     jobs = [*units(ROWS, "-O2"), *units(smallest, "-O3")]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         said = pool.map(lambda job: compile_rows(compiler, *job), jobs)
@@ -86,6 +86,6 @@ def test_an_index_past_a_register_array_is_found(fault: str, tmp_path: Path) -> 
     assert right in text, "the kernels have changed: choose the fault anew"
     (cuda / name).write_text(text.replace(right, wrong, 1))
     said = compile_rows(
-        "g++", "forward_any", "FLASH_KERNEL(forward_any, forward_any, any, 64, plain)", "-O3", cuda=cuda
+        "g++", "forward_any", "FLASH_KERNEL(forward_any, forward_any, any, 64, plain, small)", "-O3", cuda=cuda
     )
     assert re.search("-Werror=(aggressive-loop-optimizations|array-bounds)", said), said

@@ -31,10 +31,14 @@ LOCAL_MEMORY: dict[Kernel, str] = {}
 PRODUCTS = ("forward_any", "backward_keys_any", "backward_queries_any")
 # Those on tensor cores, and how many products they have.
 TENSOR_PRODUCTS = {"forward_sm80": 2, "backward_keys_sm80": 4, "backward_queries_sm80": 3}
+# backward_sm80 by head dim: s and dp are 16 keys to each of 8 warps, of 64 queries or, in two rounds, of 32; dv, dk and
+# dq are what five products of 128 x 64 scores have in all, but for those two.
+ONE_PASS_MMAS = {64: 2 * 32 + 3 * 32, 128: 2 * 32 + 3 * 64}
 # Rows and columns of the scores of a warp, by head dim. As in cuda/configs.h.
 TENSOR_TILES = {("forward_sm80", 64): (32, 64), ("forward_sm80", 128): (32, 64)}
 TENSOR_TILES |= {(f"backward_{side}_sm80", 64): (16, 64) for side in ("keys", "queries")}
 TENSOR_TILES |= {(f"backward_{side}_sm80", 128): (16, 32) for side in ("keys", "queries")}
+MEMORY = {64: "small", 128: "large"}  # that backward_sm80 asks for
 TYPES = {None: "any", "Half": "float16", "Bfloat": "bfloat16"}
 
 # Scores of a thread, and the rows that they are of: of the forward or not, and by head dim. As in cuda/configs.h.
@@ -46,6 +50,7 @@ class Kernel(NamedTuple):
     head_dim: int
     has_options: bool
     type: str = "any"
+    memory: str = "small"
 
 
 class Use(NamedTuple):
@@ -74,9 +79,9 @@ def cuobjdump(*options: str) -> str:
 
 
 def kernel_of(symbol: str) -> Kernel:
-    name = re.fullmatch(r"_ZN5flash\d+(\w+?)I(?:NS_\d(\w+?)E)?Li(\d+)ELb([01])EEEv\w+", symbol)
+    name = re.fullmatch(r"_ZN5flash\d+(\w+?)I(?:NS_\d(\w+?)E)?Li(\d+)ELb([01])E(?:LNS_6MemoryE([01])E)?EEv\w+", symbol)
     assert name is not None, f"not a kernel of instances.def: {symbol}"
-    return Kernel(name[1], int(name[3]), name[4] == "1", TYPES[name[2]])
+    return Kernel(name[1], int(name[3]), name[4] == "1", TYPES[name[2]], "large" if name[5] == "1" else "small")
 
 
 if not (flash.show_config("dicts") or {})["cuda"]["built"]:
@@ -130,7 +135,8 @@ def looked_at() -> list[Kernel]:
 
 
 def tensor_kernels() -> list[Kernel]:
-    return [Kernel(operation, head_dim, False, "bfloat16") for operation in TENSOR_PRODUCTS for head_dim in (64, 128)]
+    kernels = [Kernel(name, head_dim, False, "bfloat16") for name in TENSOR_PRODUCTS for head_dim in (64, 128)]
+    return [*kernels, *(Kernel("backward_sm80", dim, False, "bfloat16", MEMORY[dim]) for dim in ONE_PASS_MMAS)]
 
 
 def target(instruction: Instruction) -> int | None:
@@ -191,8 +197,10 @@ def test_every_kernel_is_there_with_its_ptx_uncompressed() -> None:
     assert symbols["sm_80"] == symbols["sm_90"] == launch_bounds().keys()
     instances = Path(__file__).parent.parent / "cuda/instances.def"
     if instances.exists():
-        rows = re.findall(r"^FLASH_KERNEL\(\w+, (\w+), (\w+), (\d+), (\w+)\)$", instances.read_text(), re.MULTILINE)
-        listed = {Kernel(name, int(dim), options == "options", type_) for name, type_, dim, options in rows}
+        rows = re.findall(r"^FLASH_KERNEL\(\w+, (\w+), (\w+), (\d+), (\w+), (\w+)\)$", instances.read_text(), re.M)
+        listed = {
+            Kernel(name, int(dim), options == "options", type_, memory) for name, type_, dim, options, memory in rows
+        }
         assert {kernel_of(symbol) for symbol in symbols["sm_80"]} == listed
 
 
@@ -268,8 +276,12 @@ def test_tensor_cores(arch: str, kernel: Kernel) -> None:
     code = disassembly()[arch, kernel]
     assert count(code, "(LDL|STL).*") == 0
     products = count(code, r"HMMA\.16816\.F32\.BF16")
-    rows, columns = TENSOR_TILES[kernel.operation, kernel.head_dim]  # of a warp's scores
-    wanted = TENSOR_PRODUCTS[kernel.operation] * rows * columns * kernel.head_dim // (16 * 8 * 16)
+    if kernel.operation == "backward_sm80":
+        wanted = ONE_PASS_MMAS[kernel.head_dim]
+        assert count(code, r"REDG?\.E\.ADD\.F32.*") > 0
+    else:
+        rows, columns = TENSOR_TILES[kernel.operation, kernel.head_dim]  # of a warp's scores
+        wanted = TENSOR_PRODUCTS[kernel.operation] * rows * columns * kernel.head_dim // (16 * 8 * 16)
     assert products == count(code, "HMMA.*") == wanted
     assert count(code, r"LDSM\.16\.M88\.4") > 0 and count(code, r"LDSM\.16\.MT88\.4") > 0
     assert count(code, r"LDSM.*") == count(code, r"LDSM\.16\.MT?88\.4") <= products

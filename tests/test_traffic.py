@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import emulated
@@ -66,8 +67,11 @@ class TensorTile(NamedTuple):
         return WARP * self.warps
 
 
-TENSOR_FORWARD = {64: TensorTile(128, 4), 128: TensorTile(128, 4), 192: TensorTile(128, 8), 256: TensorTile(64, 4)}
+TENSOR_FORWARD = {64: TensorTile(128, 4), 128: TensorTile(128, 4), 192: TensorTile(128, 8), 256: TensorTile(128, 8)}
+SMALL_TENSOR_FORWARD = TENSOR_FORWARD | {256: TensorTile(64, 4)}  # where a block has 99 KiB of shared memory
+ONE_PASS = {64: TensorTile(128, 8), 128: TensorTile(128, 8), 192: TensorTile(64, 8), 256: TensorTile(64, 8)}
 TENSOR_BACKWARD = {64: TensorTile(128, 8), 128: TensorTile(128, 8), 192: TensorTile(64, 4), 256: TensorTile(64, 4)}
+SMALL_DEVICE = 1  # of those that emulated_library.py asks for
 FACTS_USED = 8  # of a query's facts those kernels read delta and lse2 without its second part
 GRANULE, STEP = 16, 64  # rows are fetched by 16, from a multiple of 64 on
 FACTS = 12  # bytes that the backward keeps of a query: delta, and lse2 in two parts
@@ -96,7 +100,9 @@ class Case:
     causal: bool = False
     window: tuple[int, int] | None = None
     block_size: tuple[int, int] = (0, 0)  # of a block mask at random, the same for all heads; 0: there is none
+    density: float = 0.5  # of the blocks listed
     is_aligned: bool = True  # rows are whole sectors
+    device: int = 0
 
     @property
     def itemsize(self) -> int:
@@ -122,7 +128,7 @@ class Case:
     def dense(self) -> numpy.ndarray:
         """The listed blocks."""
         grid = [-(-n // block) for n, block in zip((self.Lq, self.Lk), self.block_size, strict=True)]
-        listed = numpy.random.default_rng(7).random(grid) < 0.5
+        listed = numpy.random.default_rng(7).random(grid) < self.density
         listed[:, 0] = True  # every query sees a key
         return listed
 
@@ -155,8 +161,9 @@ class Case:
         return (int(seen[0]), int(seen[-1]) + 1) if seen.size else (0, 0)
 
     def step(self, rows: int, axis: int) -> int:
-        """Rows of a tile, which never cross a line of blocks."""
-        return min(rows, self.block_size[axis]) if self.has_blocks else rows
+        """Rows of a tile, which never cross a line of blocks and never are more than there are, by granules."""
+        step = min(rows, up_to((self.Lq, self.Lk)[axis], GRANULE))
+        return min(step, self.block_size[axis]) if self.has_blocks else step
 
 
 class Met(NamedTuple):
@@ -207,12 +214,13 @@ def but_last_chunk(columns: int, chunk: int) -> int:
     return down_to(columns - 1, chunk)
 
 
-Bytes = Counter[str]  # by array, read ("q") and written ("o!")
+Bytes = Counter[str]  # by array, read ("q"), written ("o!") and added to ("workspace+")
 
 
 def forward_bytes(case: Case) -> Bytes:
     """q once, k and v once for each tile of queries that meets them; o and lse once."""
-    tile, size = (TENSOR_FORWARD if case.is_tensor else FORWARD)[case.head_dim], case.itemsize
+    tensor = SMALL_TENSOR_FORWARD if case.device == SMALL_DEVICE else TENSOR_FORWARD
+    tile, size = (tensor if case.is_tensor else FORWARD)[case.head_dim], case.itemsize
     heads, n = case.B * case.Hq, Bytes()
     for begin, end, met in tiles_of(case, tile.rows, 0):
         n["q"] += heads * (end - begin) * case.D * size
@@ -224,10 +232,11 @@ def forward_bytes(case: Case) -> Bytes:
     return n
 
 
-def prepare_bytes(case: Case) -> Bytes:
-    """do and o once where something is seen; all lanes of a warp read a row's lse."""
+def prepare_bytes(case: Case, one_pass: bool = False) -> Bytes:
+    """do and o once where something is seen; all lanes of a warp read a row's lse. Sums of dq become 0."""
     rows, seeing = (case.B * case.Hq * n for n in (case.Lq, int(case.visible().any(axis=1).sum())))
-    n = Bytes({"lse": rows * 4 * WARP, "workspace!": rows * FACTS})
+    sums = case.B * case.Hq * up_to(case.Lq, GRANULE) * case.head_dim * 4 if one_pass else 0
+    n = Bytes({"lse": rows * 4 * WARP, "workspace!": rows * FACTS + sums})
     n["o"] = n["do"] = seeing * case.Dv * case.itemsize
     return n
 
@@ -299,6 +308,28 @@ def tensor_queries_bytes(case: Case) -> Bytes:
     return n
 
 
+def one_pass_bytes(case: Case) -> Bytes:
+    """k and v once, q and do once for each tile of keys that meets them, and then dq is added to in memory."""
+    tile, size = ONE_PASS[case.head_dim], case.itemsize
+    heads, group, n = case.B * case.Hk, case.Hq // case.Hk, Bytes()
+    for begin, end, met in tiles_of(case, tile.rows, 1):
+        n["k"] += heads * (end - begin) * case.D * size
+        n["v"] += heads * (end - begin) * case.Dv * size
+        n["q"] += heads * group * met.rows * case.D * size
+        n["do"] += heads * group * met.rows * case.Dv * size
+        n["workspace"] += heads * group * met.rows * FACTS_USED
+        n["workspace+"] += heads * group * met.granules * GRANULE * up_to(case.D, 8) * 4
+        n["lists"] += heads * group * met.list_reads * tile.threads * 4
+    n["dk!"] = heads * case.Lk * case.D * size
+    n["dv!"] = heads * case.Lk * case.Dv * size
+    return n
+
+
+def dq_bytes(case: Case) -> Bytes:
+    rows = case.B * case.Hq * case.Lq
+    return Bytes({"workspace": rows * up_to(case.D, 8) * 4, "dq!": rows * case.D * case.itemsize})
+
+
 def bias_bytes(case: Case) -> tuple[Bytes, Bytes]:
     """Of a float32 bias of shape (Lq, Lk): the kernel of its pieces, and the one that adds their splits."""
     size, heads, n = case.itemsize, case.B * case.Hq, Bytes()
@@ -337,7 +368,13 @@ def sinks_bytes(case: Case) -> Bytes:
 class Calls:
     """A forward and a backward on emulated arrays of a case, and what was counted."""
 
-    def __init__(self, case: Case, with_bias: bool = False, with_sinks: bool = False) -> None:
+    def __init__(
+        self, case: Case, with_bias: bool = False, with_sinks: bool = False, deterministic: bool = False
+    ) -> None:
+        with emulated.Device(case.device):
+            self.run(case, with_bias, with_sinks, deterministic)
+
+    def run(self, case: Case, with_bias: bool, with_sinks: bool, deterministic: bool) -> None:
         rng = numpy.random.default_rng(3)
 
         def array(*shape: int, dtype: str = case.dtype) -> emulated.ndarray:
@@ -353,11 +390,14 @@ class Calls:
             options["bias"] = self.arrays["bias"] = array(case.Lq, case.Lk, dtype="float32")
         if with_sinks:
             options["sinks"] = self.arrays["sinks"] = array(case.Hq, dtype="float32")
-        self.explained = [flash.explain(q, k, v, backward=backward, **options) for backward in (False, True)]
+        self.explained = [
+            flash.explain(q, k, v, backward=backward, deterministic=deterministic, **options)
+            for backward in (False, True)
+        ]
         emulated.launches()
         with emulated.running(checks=emulated.TRAFFIC):
             o, lse = flash.attention(q, k, v, return_lse=True, **options)
-            gradients = flash.attention_backward(do, q, k, v, o, lse, **options)
+            gradients = flash.attention_backward(do, q, k, v, o, lse, deterministic=deterministic, **options)
         self.arrays |= {"o": o, "lse": lse}
         for name in ("dq", "dk", "dv", "dbias", "dsinks"):
             if (gradient := getattr(gradients, name)) is not None:
@@ -380,7 +420,7 @@ class Calls:
         for name, buffer in self.traffic(kernel).items():
             counted[name] = buffer["read_bytes"]
             counted[name + "!"] = buffer["written_bytes"]
-            assert buffer["atomic_bytes"] == 0
+            counted[name + "+"] = buffer["atomic_bytes"]
             # Every byte of a result is written, and once.
             assert buffer["written_twice_bytes"] == 0
             assert buffer["written_unique_bytes"] == buffer["written_bytes"]
@@ -410,6 +450,8 @@ CASES = [
     Case("float16_dim_128", dtype="float16", D=128, Dv=96, causal=True),
     Case("float16_dim_192", dtype="float16", D=192, Dv=128),
     Case("float16_dim_256", dtype="float16", D=256, Dv=256, Hq=1),
+    Case("float16_dim_64_small", dtype="float16", causal=True, device=SMALL_DEVICE),
+    Case("float16_dim_256_small", dtype="float16", D=256, Dv=192, Hq=1, device=SMALL_DEVICE),
     Case("float16_rows_of_10_bytes", dtype="float16", D=5, Dv=5, is_aligned=False),
     Case("float16_dim_320", dtype="float16", Lq=70, Lk=100, D=320, Dv=64),
     Case("narrow_rows", D=40, Dv=24),
@@ -424,13 +466,43 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bytes(case: Case) -> None:
-    calls = Calls(case)
+    calls = Calls(case, deterministic=True)
     assert calls.bytes(case.kernel("forward")) == +forward_bytes(case)
     assert calls.bytes("backward_prepare_any") == +prepare_bytes(case)
     keys, queries = (tensor_keys_bytes, tensor_queries_bytes) if case.is_tensor else (keys_bytes, queries_bytes)
     assert calls.bytes(case.kernel("backward_keys")) == +keys(case)
     assert calls.bytes(case.kernel("backward_queries")) == +queries(case)
     whole_sectors(case, calls)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.is_tensor], ids=lambda case: case.name)
+def test_bytes_of_one_pass(case: Case) -> None:
+    calls = Calls(case)
+    has_one = case.device != SMALL_DEVICE or case.head_dim == 64
+    assert ("backward_sm80" in calls.launches) == has_one
+    if has_one:
+        assert calls.bytes("backward_prepare_any") == +prepare_bytes(case, one_pass=True)
+        assert calls.bytes("backward_sm80") == +one_pass_bytes(case)
+        assert calls.bytes("backward_dq_sm80") == +dq_bytes(case)
+        whole_sectors(case, calls)
+        if case.is_aligned and case.Lq > 1:  # whole sectors of the sums, too
+            read = calls.traffic("backward_dq_sm80")["workspace"]
+            assert read["read_sectors"] * 32 == read["read_bytes"]
+
+
+def test_bytes_fall_as_tiles_grow() -> None:
+    """The law of the paper, N^2 d^2 / M: a tile of queries takes memory M in proportion to its rows, and k and v are
+    read once for each tile. Blocks of a mask that lists all of them make tiles of as many rows."""
+    L, D, read = 512, 64, {}
+    for rows in (16, 32, 64, 128):
+        case = Case("", Lq=L, Lk=L, Hq=1, Hk=1, D=D, Dv=D, dtype="float16", block_size=(rows, 64), density=1.0)
+        counted = Calls(case).bytes("forward_sm80")
+        read[rows] = counted["k"] + counted["v"]
+        assert read[rows] == L // rows * L * (D + D) * 2
+    page = (Path(__file__).parent.parent / "docs/forward_sm80.md").read_text()
+    listed = re.findall(r"^\| (\d+) \| (\d+) KiB \| 1 / (\d+) \|$", page, re.MULTILINE)
+    assert {int(rows): int(kib) * 1024 for rows, kib, _ in listed} == read
+    assert {int(rows): read[16] // read[int(rows)] for rows, _, _ in listed} == {int(r): int(n) for r, _, n in listed}
 
 
 def whole_sectors(case: Case, calls: Calls) -> None:
@@ -502,10 +574,43 @@ def test_multiplications_and_bank_conflicts(dim: int) -> None:
 def test_tensor_cores_and_bank_conflicts(dim: int) -> None:
     """Each product once for each tile of scores, and operands from shared memory without conflicts."""
     case = Case("", Lq=256, Lk=256, Hq=1, Hk=1, D=dim, Dv=dim, dtype="float16")
-    calls = Calls(case)
     products = 256 * 256 * dim // (16 * 8 * 16)
     keys = 4 if dim <= 128 else 6  # s and dp once more where dk and dv are summed apart
-    for operation, number in (("forward", 2), ("backward_keys", keys), ("backward_queries", 3)):
-        launch = calls.launches[case.kernel(operation)]
-        assert launch["mma"] == number * products
-        assert launch["bank_conflicts"] == 0, operation
+    for deterministic, counts in (
+        (False, {"forward_sm80": 2, "backward_sm80": 5}),
+        (True, {"forward_sm80": 2, "backward_keys_sm80": keys, "backward_queries_sm80": 3}),
+    ):
+        calls = Calls(case, deterministic=deterministic)
+        for kernel, number in counts.items():
+            launch = calls.launches[kernel]
+            assert launch["mma"] == number * products
+            assert launch["bank_conflicts"] == 0, kernel
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_rules_cost_at_the_edge_only(dim: int) -> None:
+    """A causal problem pays for its mask where the mask cuts a tile: a step there is dearer than one without."""
+
+    def steps(**options: Any) -> dict[str, float]:
+        """Instructions of a tile of 64 x 64 scores."""
+        calls = Calls(Case("", Lq=512, Lk=512, Hq=1, Hk=1, D=dim, Dv=dim, dtype="float16", **options))
+        tiles = 8 * 8 if not options else 8 * 9 / 2
+        return {name: calls.launches[name]["warp_instructions"] / tiles for name in ("forward_sm80", "backward_sm80")}
+
+    full, causal = steps(), steps(causal=True)
+    for name, instructions in full.items():
+        # 8 of 36 tiles are cut, and a tile of 128 rows meets some that lie beyond the diagonal.
+        assert instructions < causal[name] < 1.6 * instructions, (name, full, causal)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_short_rows_of_blocks_leave_warps_idle(dim: int) -> None:
+    """Blocks of 32 queries in tiles of 128: the other warps do nothing but the copies."""
+
+    def instructions(block: int) -> float:
+        shape = Case("", Lq=256, Lk=256, Hq=1, Hk=1, D=dim, Dv=dim, dtype="float16", block_size=(block, 64))
+        calls = Calls(shape)
+        listed = int(shape.dense.sum()) * block * 64
+        return float(calls.launches["forward_sm80"]["warp_instructions"] / listed)
+
+    assert instructions(32) < 3 * instructions(128)

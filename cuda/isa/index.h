@@ -28,8 +28,8 @@ FLASH_INLINE constexpr int swizzled_offset_bytes(int row, int unit, int units) {
   return (row * units + (unit ^ (row & 7))) * 16;
 }
 
-// From the place of unit 0 or 1 of a row, as an address, to that of a unit `step` further, an even number. The row starts
-// at a multiple of 128 bytes.
+// From the place of a unit of a row, as an address, to that of a unit `step` further: where the last three bits of both
+// add up without a carry (unit 0 or 1 and an even step, for instance). The row starts at a multiple of 128 bytes.
 FLASH_INLINE constexpr uint32_t swizzled_step(uint32_t address, int step) {
   return (address ^ static_cast<uint32_t>(step % 8 * 16)) + static_cast<uint32_t>(step / 8 * 128);
 }

@@ -136,6 +136,11 @@ FLASH_INSTRUCTION uint4 load_16_bytes(uint32_t from) {
                : "memory");
   return x;
 }
+FLASH_INSTRUCTION uint32_t load_4_bytes(uint32_t from) {
+  uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
+  return x;
+}
 FLASH_INSTRUCTION void store_8_bytes(uint32_t to, float2 x) {
   asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(to), "f"(x.x), "f"(x.y) : "memory");
 }
@@ -143,6 +148,11 @@ FLASH_INSTRUCTION float2 load_8_bytes(uint32_t from) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
   return x;
+}
+
+// *to += x, in one go for whoever else adds to it; nobody waits.
+FLASH_INSTRUCTION void add_in_memory(float *to, float x) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "f"(x) : "memory");
 }
 
 #undef FLASH_INSTRUCTION
@@ -170,6 +180,8 @@ int64_t here(int64_t x);
 void store_16_bytes(uint32_t to, uint4 x);
 void store_4_bytes(uint32_t to, uint32_t x);
 uint4 load_16_bytes(uint32_t from);
+uint32_t load_4_bytes(uint32_t from);
+void add_in_memory(float *to, float x);
 float2 load_8_bytes(uint32_t from);
 #endif
 
