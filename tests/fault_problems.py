@@ -102,6 +102,24 @@ class Backward(OfCase):
 
 
 @dataclass(frozen=True)
+class OnSmallDevice:
+    """A problem on the device whose blocks of threads have less shared memory."""
+
+    problem: Any
+
+    @property
+    def cost(self) -> float:
+        return float(self.problem.cost)
+
+    def run(self) -> Outputs:
+        with emulated.Device(1):
+            return self.problem.run()
+
+    def judge(self, outputs: Outputs) -> None:
+        self.problem.judge(outputs)
+
+
+@dataclass(frozen=True)
 class Weights(OfCase):
     """The probabilities of some rows, or of all."""
 
@@ -519,7 +537,15 @@ def of_case(case: Case) -> Iterator[Any]:
         yield Backward(case, ("k",))
         yield Backward(case, ("v",))
     most = max(case.shape.D, case.shape.Dv)
-    if case.dtype != "float32" and 64 < most <= MOST_TENSOR_DIM:
+    is_tensor = case.dtype != "float32" and most <= MOST_TENSOR_DIM
+    if is_tensor:
+        yield Backward(case, ("q", "k", "v"))  # in one pass
+        if isinstance(case, OtherIntegers):
+            yield Backward(case, ("q", "k"))
+            yield Backward(case, ("q", "v"))
+        if most > 192:
+            yield OnSmallDevice(Forward(case))
+    if is_tensor and most > 64:
         return  # the other kernels have no head dim, and meet these types in other cases
     given = answers(case).problem.options
     for name in ("bias", "sinks"):
