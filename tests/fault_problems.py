@@ -334,7 +334,7 @@ class NarrowBand(Case):
 class LowScores(Case):
     """With scores so low that 2^-lse is infinite: that of a key that isn't there shows, even times 0.
 
-    The first key that isn't there lies in each column that a thread may own.
+    With 16 sequences the first key that isn't there lies in each column that a thread may own.
     """
 
     def make(self) -> Problem:
@@ -343,7 +343,7 @@ class LowScores(Case):
         for name, add in (("q", 4), ("k", -math.ceil(8 * 98 / self.shape.D) / 8)):
             x = getattr(problem, name)
             setattr(problem, name, (numpy.round(x.astype("f4")) / 8 + add).astype(x.dtype))
-        kv_lens = [66 + 8 * n + odd for n in range(8) for odd in (0, 1)]
+        kv_lens = [66 + 8 * n + odd for n in range(8) for odd in (0, 1)][: self.shape.N[0]]
         problem.options |= {"scale": 0.25, "kv_lens": numpy.array(kv_lens, "i4")}
         poison_past_lengths(problem)
         return problem
@@ -490,6 +490,7 @@ def cases() -> Iterator[Case]:
     # Several leading axes, along some of which the bias is broadcast; all of it in one tile.
     for dtype, name in (("float32", "bias"), ("float16", "bias_of_keys"), ("bfloat16", "bias_wide")):
         yield Case(Shape((2, 3), 21, 33, 2, 1, 24, 16), dtype, (name, "block_mask"))
+    yield Case(Shape((2,), 21, 33, 2, 1, 64, 32), "float16", ("q_lens",))  # rows of whole pieces
     for axis in range(5):
         yield BroadcastBias(Shape((2, 3), 70, 150, 2, 1, 24, 16), "float32", ("bias",), axis=axis)
     yield Case(Shape((5,), 21, 33, 2, 1, 24, 16), "float32", ("bias_wide",))  # in five splits
@@ -522,6 +523,7 @@ def of_kernels(head_dim: int, dtypes: tuple[str, ...], shapes: tuple[Shape, ...]
         yield Edges(shape(UNITS, (5,), 144, 144, 1, 1), last, more)
         yield NarrowBand(shape(UNITS, (2,), 150, 150, 1, 1), last, more)
         yield LowScores(shape(UNITS, (16,), 8, 136, 1, 1), last, more)
+        yield LowScores(shape(UNITS, (1,), 64, 136, 1, 1), last, more)  # in whole tiles of queries
         yield UnseenKeys(shape(UNITS, (1,), 4, 200, 2, 1), last, more)
         yield UnseeingQueries(shape(SINGLES, (1,), 200, 5, 2, 1), last, more)
     for corner in range(4):

@@ -44,7 +44,7 @@ import emulated
 ROOT = Path(__file__).parent.parent
 LIST = Path(__file__).parent / "survivors.txt"
 LEAST_CAUGHT = 0.95
-PER_KERNEL = 3
+PER_KERNEL = 2
 MOST_TIMES_THE_INSTRUCTIONS = 3
 ALWAYS = ("always true", "always false")
 MOST_PROBLEMS = 64  # for a kernel that goes before many others, the cheapest
