@@ -206,7 +206,8 @@ def attention_backward(
     wrt : collection of str
         The arguments whose gradients are wanted: some of "q", "k", "v", "bias", "sinks".
     deterministic : bool
-        The same bits on every run. (On the CPU they always are.)
+        The same bits on every run. On the CPU they always are; on CUDA without this, the last bits of dq may differ for
+        16-bit types, which are then summed in one pass.
     workspace : uint8 array, optional
         Scratch memory of ``workspace_bytes(..., backward=True)`` bytes.
     **options
