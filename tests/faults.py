@@ -48,7 +48,8 @@ PER_KERNEL = 2
 MOST_TIMES_THE_INSTRUCTIONS = 3
 ALWAYS = ("always true", "always false")
 MOST_PROBLEMS = 64  # for a kernel that goes before many others, the cheapest
-MOST_PROBLEMS_OF_EXCUSED = 3  # that reach a fault which survivors.txt shows to be equivalent
+MOST_PROBLEMS_OF_LISTED = 4  # for a fault that survivors.txt has a reason for
+BATCH = 4  # problems that a kernel is parsed for once
 MOST_COPIES = 6  # of a comparison that are looked at to tell whether it is tested
 CHUNK = 6  # faults that a process takes at once
 
@@ -191,26 +192,30 @@ class Bench:
 
     def try_fault(self, fault: Fault) -> Outcome:
         start = time.monotonic()
-        entry = entry_of(fault, reached=True)
-        is_excused = entry is not None and entry.excuses
-        outcome = self._try(fault, MOST_PROBLEMS_OF_EXCUSED if is_excused else MOST_PROBLEMS)
-        is_copy = not is_excused and outcome.seen != "" and self._is_copy(fault)
+        is_listed = entry_of(fault, reached=True) is not None
+        outcome = self._try(fault, MOST_PROBLEMS_OF_LISTED if is_listed else MOST_PROBLEMS)
+        is_copy = not is_listed and outcome.seen != "" and self._is_copy(fault)
         return outcome._replace(seconds=time.monotonic() - start, is_copy=is_copy)
 
     def _try(self, fault: Fault, most: int) -> Outcome:
         """Runs the problems that reach the fault, the cheapest first, until one catches it."""
-        reaching = (n for n in self._launching[fault.kernel] if self._reaches(fault, n))
-        first = list(islice(reaching, 1))
-        if not first or (caught := self._caught(fault, first[0])):
-            return Outcome(caught if first else "", len(first))
-        all_ = first + list(islice(reaching, most - 1))
+        reaching = islice((n for n in self._launching[fault.kernel] if self._reaches(fault, n)), most)
+        first = next(reaching, None)
+        if first is None or (caught := self._caught(fault, first)):
+            return Outcome("" if first is None else caught, reached=int(first is not None))
         probe, never = self._probe(fault)
-        # A problem that doesn't show the difference can't catch the fault, and to see that takes less time.
-        showing = self._trapping(fault, probe, all_) if probe else all_
-        for n in showing:
-            if n != first[0] and (caught := self._caught(fault, n)):
-                return Outcome(caught, all_.index(n) + 1)
-        return Outcome("", len(all_), seen="" if showing else never)
+        reached, is_shown = 0, False
+        batch = [first, *islice(reaching, BATCH)]
+        while batch:
+            # A problem that doesn't show the difference can't catch the fault, and to see that takes less time.
+            showing = self._trapping(fault, probe, batch) if probe else batch
+            is_shown = is_shown or bool(showing)
+            for n in showing:
+                if n != first and (caught := self._caught(fault, n)):
+                    return Outcome(caught, reached + batch.index(n) + 1)
+            reached += len(batch)
+            batch = list(islice(reaching, BATCH))
+        return Outcome("", reached, seen="" if is_shown else never)
 
     def undisturbed(self, n: int) -> Undisturbed:
         known = self._undisturbed.get(n)
