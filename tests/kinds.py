@@ -47,6 +47,10 @@ class NumPy:
         """A context for what would take too long with races looked for."""
         return nullcontext()
 
+    def devices(self) -> list[Any]:
+        """Contexts, one for each device that there is."""
+        return [nullcontext()]
+
     def orders(self) -> list[Any]:
         """Contexts in which results must be the same, if they are the same on every run."""
         return [nullcontext(), nullcontext()]
@@ -154,6 +158,10 @@ class CuPy(NumPy):
         cupy = importlib.import_module("cupy")
         assert isinstance(x, cupy.ndarray)
         return cupy.asnumpy(x)
+
+    def devices(self) -> list[Any]:
+        cuda = importlib.import_module("cupy").cuda
+        return [cuda.Device(number) for number in range(cuda.runtime.getDeviceCount())]
 
     def vast(self, bytes_: int, path: Path) -> Any:
         return importlib.import_module("cupy").empty((bytes_,), "u1")

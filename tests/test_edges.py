@@ -106,6 +106,16 @@ def test_empty(backend, N, Lq, Lk, dtype):
         check(Case(Shape(N, Lq, Lk, 2, 1, 8, 4), dtype, given), backend)
 
 
+@pytest.mark.parametrize("options", [("causal",), ("bias", "softcap", "dropout")], ids="-".join)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_device(backend, options, dtype):
+    """One with less shared memory takes other tiles."""
+    shape = backend.smaller(SHAPE, N=(1,), Lq=70, Lk=130, Hq=2, Hk=1)._replace(D=256, Dv=200)
+    for device in backend.devices():
+        with device:
+            check(Case(shape, dtype, options), backend)
+
+
 # ---- What must not be read -------------------------------------------------------------------------------------------
 
 
