@@ -35,17 +35,6 @@ void report_misaligned(Warp &w, const Access &a, int lane, const std::string &wh
   w.run->report(w, Kind::kMisaligned, lane, verb(a) + " at " + what + ", not a multiple of its size");
 }
 
-void report_conflict(Warp &w, const Access &a, int lane, const Conflict &c, const std::string &where) {
-  const Run::Earlier earlier{c.pc, c.block, c.thread};
-  if (c.with == Conflict::With::kCopyInFlight) {
-    w.run->report(w, Kind::kInFlight, lane, verb(a) + " of " + where + " while a cp.async to it hasn't been waited for",
-                  earlier);
-  } else {
-    const char *other = c.with == Conflict::With::kWrite ? "write" : "read";
-    w.run->report(w, Kind::kRace, lane, verb(a) + " of " + where + " isn't ordered after an earlier " + other, earlier);
-  }
-}
-
 // Lanes of one instruction that write equal bytes to the same place: harmless, whichever comes last.
 bool same_bytes(const Warp &w, const Access &a, int lane, const Conflict &c) {
   if (a.data == nullptr || c.with != Conflict::With::kWrite || c.pc != w.pc) return false;
@@ -73,6 +62,10 @@ Mask shared(Warp &w, const Instruction &i, Access &a, Mask lanes) {
       return;
     }
     if (!aligned(a, lane)) return report_misaligned(w, a, lane, where());
+    if (block.mbarrier_in(offset, bytes) != nullptr) {
+      run.report(w, Kind::kMbarrier, lane, verb(a) + " of " + where() + ", where an mbarrier is");
+      return;
+    }
     a.place[lane] = block.shared.data() + offset;
     good |= Mask{1} << lane;
     if (run.options.uninitialised) {
@@ -89,7 +82,7 @@ Mask shared(Warp &w, const Instruction &i, Access &a, Mask lanes) {
       const Conflict c = a.copy                ? block.shadow->begin_copy(*block.clocks, who, offset, a.bytes)
                          : a.use == Use::kRead ? block.shadow->read(*block.clocks, who, offset, a.bytes)
                                                : block.shadow->write(*block.clocks, who, offset, a.bytes);
-      if (c && !same_bytes(w, a, lane, c)) report_conflict(w, a, lane, c, where());
+      if (c && !same_bytes(w, a, lane, c)) report_conflict(w, lane, verb(a), where(), c);
     }
   });
   // The bytes of cp.async arrive some time, not as one access of the warp.
@@ -152,7 +145,7 @@ Mask global(Warp &w, const Instruction &i, Access &a, Mask lanes) {
       const Clocks &clocks = *w.block->clocks;
       const Conflict c = a.use == Use::kRead ? run.global_shadow->read(clocks, w.block->number, who, address, a.bytes)
                                              : run.global_shadow->write(clocks, w.block->number, who, address, a.bytes);
-      if (c && !same_bytes(w, a, lane, c)) report_conflict(w, a, lane, c, run.buffers.describe(address));
+      if (c && !same_bytes(w, a, lane, c)) report_conflict(w, lane, verb(a), run.buffers.describe(address), c);
     }
   });
   if (a.use == Use::kWrite) ++run.changes;
@@ -228,6 +221,52 @@ void lane_addresses(const Warp &w, const Operand &base, int64_t offset, uint64_t
     const uint32_t *in = w.in<uint32_t>(base);
     for (int lane = 0; lane < kLanes; ++lane)
       address[lane] = static_cast<uint32_t>(in[lane] + static_cast<uint32_t>(offset));
+  }
+}
+
+std::optional<uint32_t> shared_offset(Warp &w, const AddressOperand &a, int lane, uint64_t bytes, uint64_t align,
+                                      const char *what) {
+  uint64_t addresses[kLanes];
+  lane_addresses(w, a.base, a.offset, addresses);
+  uint64_t address = addresses[lane];
+  if ((address & kWindowMask) == kSharedWindow) address &= ~kWindowMask;
+  const uint64_t offset = address - kSharedStart;
+  if (address < kSharedStart || !fits(offset, bytes, w.run->shared_bytes)) {
+    w.run->report(w, Kind::kOutOfBounds, lane,
+                  std::string(what) + " of " + std::to_string(bytes) + " bytes at address " + std::to_string(address) +
+                      ", not in shared memory, which has " + std::to_string(w.run->shared_bytes) + " bytes from " +
+                      std::to_string(kSharedStart));
+    return std::nullopt;
+  }
+  if (address % align != 0) {
+    w.run->report(w, Kind::kMisaligned, lane,
+                  std::string(what) + " at shared memory + " + std::to_string(offset) + ", not a multiple of " +
+                      std::to_string(align));
+    return std::nullopt;
+  }
+  return static_cast<uint32_t>(offset);
+}
+
+void report_conflict(Warp &w, int lane, const std::string &access, const std::string &where, const Conflict &c) {
+  // An agent of another block isn't known any more.
+  const bool here = c.block == w.block->number;
+  const int threads = static_cast<int>(w.block->warps.size()) * kLanes;
+  const int thread = here ? w.block->clocks->owner(c.thread) : c.thread < threads ? c.thread : 0;
+  const Run::Earlier earlier{c.pc, c.block, thread};
+  switch (c.with) {
+    case Conflict::With::kCopyInFlight:
+      return w.run->report(w, Kind::kInFlight, lane,
+                           access + " of " + where + " while a cp.async to it hasn't been waited for", earlier);
+    case Conflict::With::kUnfenced:
+      return w.run->report(w, Kind::kFence, lane,
+                           access + " of " + where +
+                               ", which a thread wrote without a fence.proxy.async between that and what orders this",
+                           earlier);
+    default:
+      w.run->report(w, Kind::kRace, lane,
+                    access + " of " + where + " isn't ordered after an earlier " +
+                        (c.with == Conflict::With::kWrite ? "write" : "read"),
+                    earlier);
   }
 }
 

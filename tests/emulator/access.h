@@ -3,6 +3,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
 
 #include "machine.h"
 
@@ -28,6 +30,13 @@ struct Access {
 void lane_addresses(const Warp &warp, const Operand &base, int64_t offset, uint64_t *address);
 // Fills in Access::place and returns the lanes that may go on; the others have been reported.
 Mask checked(Warp &warp, const Instruction &i, Access &access, Mask lanes);
+
+// The offset in shared memory that a lane's address says, if the bytes are there, aligned; else it has been reported.
+std::optional<uint32_t> shared_offset(Warp &warp, const AddressOperand &address, int lane, uint64_t bytes,
+                                      uint64_t align, const char *what);
+// Report of an access of an asynchronous operation, or to an mbarrier.
+void report_conflict(Warp &warp, int lane, const std::string &access, const std::string &where,
+                     const Conflict &conflict);
 
 // Atomics and strong accesses make an order: called before a strong load's value is used, and after a strong store.
 void order_before(Warp &warp, const Instruction &i, const Access &access, Mask lanes);

@@ -115,9 +115,9 @@ Handler pick(Builder &b, Type t) {
 void decode(Builder &b, bool returns) {
   Instruction &r = b.result;
   b.take_memory_order();
-  r.space = b.take("global")                            ? Space::kGlobal
-            : b.take("shared") || b.take("shared::cta") ? Space::kShared
-                                                        : Space::kGeneric;
+  r.space = b.take("global")                                                         ? Space::kGlobal
+            : b.take("shared") || b.take("shared::cta") || b.take("shared::cluster") ? Space::kShared
+                                                                                     : Space::kGeneric;
   const int operation = b.take_one({"add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"});
   if (operation < 0) b.fail("no operation");
   r.mode = static_cast<uint8_t>(operation);

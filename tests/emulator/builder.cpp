@@ -64,6 +64,16 @@ int Builder::take_one(std::initializer_list<std::string_view> modifiers) {
   return -1;
 }
 
+int Builder::take_next(std::initializer_list<std::string_view> modifiers) {
+  for (auto modifier = modifiers_.begin(); modifier != modifiers_.end(); ++modifier) {
+    const auto found = std::find(modifiers.begin(), modifiers.end(), *modifier);
+    if (found == modifiers.end()) continue;
+    modifiers_.erase(modifier);
+    return static_cast<int>(found - modifiers.begin());
+  }
+  return -1;
+}
+
 bool Builder::next_is_type() const {
   Type type;
   return std::any_of(modifiers_.begin(), modifiers_.end(), [&](std::string_view m) { return type_named(m, type); });
@@ -186,14 +196,25 @@ Operand Builder::predicate(const Arg &arg, bool &negated) {
 }
 
 void Builder::address(size_t i) {
-  const Arg &a = arg(i);
+  const AddressOperand address = address_of(arg(i));
+  result.in[0] = address.base;
+  if (arg(i).based) result.offset = address.offset;
+}
+
+AddressOperand Builder::address_of(const Arg &a) {
   if (a.kind != Arg::kAddress) fail("an address in brackets is wanted");
-  if (a.based) {
-    result.in[0] = a.reg;
-    result.offset = static_cast<int64_t>(a.value);
-  } else {
-    result.in[0] = literal(a.value, 8);
-  }
+  if (a.based) return {a.reg, static_cast<int64_t>(a.value)};
+  return {literal(a.value, 8), 0};
+}
+
+void Builder::add_shape(BulkShape shape) {
+  result.target = static_cast<uint32_t>(kernel_.bulk_shapes.size());
+  kernel_.bulk_shapes.push_back(shape);
+}
+
+void Builder::add_shape(MatrixShape shape) {
+  result.target = static_cast<uint32_t>(kernel_.matrix_shapes.size());
+  kernel_.matrix_shapes.push_back(std::move(shape));
 }
 
 }  // namespace emulator

@@ -33,7 +33,7 @@ struct Arg {
   uint8_t float_bits = 0;         // of a float literal: 32 (0f...), 64
   Space space = Space::kGeneric;  // of a symbol or address, where it says one
   std::string name;               // of a symbol
-  std::vector<Arg> parts;         // vector; of `d|p`: d is this one, p is parts[0]
+  std::vector<Arg> parts;         // vector; of `d|p`: d is this one, p is parts[0]; of `[map, {x, y}]`: the vector
 };
 
 class Builder {
@@ -49,6 +49,8 @@ class Builder {
   bool has(std::string_view modifier) const;  // and leaves it
   // The index of the one that is there, or -1.
   int take_one(std::initializer_list<std::string_view> modifiers);
+  // The same of the first modifier that is one of these, in the order of the text.
+  int take_next(std::initializer_list<std::string_view> modifiers);
   // The next type; an error if there is none.
   Type take_type();
   bool next_is_type() const;
@@ -76,6 +78,10 @@ class Builder {
   const Arg &arg(size_t i) const;
   // Sets result.in[0] and result.offset from [base + offset].
   void address(size_t i);
+  AddressOperand address_of(const Arg &arg);
+  // Sets result.target.
+  void add_shape(BulkShape shape);
+  void add_shape(MatrixShape shape);
 
   [[noreturn]] void fail(const std::string &what) const;
 
@@ -103,6 +109,9 @@ std::vector<Opcode> memory_opcodes();
 std::vector<Opcode> atomic_opcodes();
 std::vector<Opcode> copy_opcodes();
 std::vector<Opcode> matrix_opcodes();
+std::vector<Opcode> mbarrier_opcodes();
+std::vector<Opcode> bulk_opcodes();
+std::vector<Opcode> wgmma_opcodes();
 std::vector<Opcode> warp_opcodes();
 std::vector<Opcode> control_opcodes();
 

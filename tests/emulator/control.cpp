@@ -30,6 +30,43 @@ void decode_fence(Builder &b, Fence fence_by_default) {
   b.result.run = fence;
 }
 
+// Of the generic towards the async proxy. mode: bits by Proxy.
+void fence_proxy(Warp &w, const Instruction &i, Mask mask) {
+  if (w.block->clocks == nullptr) return;
+  Proxies proxies;
+  for (int proxy = 0; proxy < 3; ++proxy) {
+    if (i.mode >> proxy & 1) proxies.push_back(static_cast<Proxy>(proxy));
+  }
+  each_lane(mask, [&](int lane) { w.block->clocks->fence_proxy(w.thread(lane), proxies); });
+}
+constexpr uint8_t bit(Proxy proxy) { return static_cast<uint8_t>(1 << static_cast<int>(proxy)); }
+void decode_fence_proxy(Builder &b) {
+  const int of = b.take_one({"global", "shared::cta", "shared::cluster", "shared"});
+  b.result.mode = of == 0 ? bit(Proxy::kGlobal) : bit(Proxy::kShared) | bit(Proxy::kMbarrierInit);
+  if (of < 0) b.result.mode |= bit(Proxy::kGlobal);
+  b.expect(0, 0);
+  b.result.run = fence_proxy;
+}
+void decode_fence_init(Builder &b) {
+  if (!b.take("release") || !b.take("cluster")) b.fail("only .release.cluster");
+  b.result.mode = bit(Proxy::kMbarrierInit);
+  b.expect(0, 0);
+  b.result.run = fence_proxy;
+}
+
+// A launch has as many registers as it needs; the number must be one that the instruction takes.
+void decode_registers(Builder &b) {
+  if (b.take_one({"inc", "dec"}) < 0) b.fail("no direction");
+  if (!b.take("sync") || !b.take("aligned")) b.fail("only .sync.aligned");
+  b.take("u32");
+  b.expect(1, 1);
+  const Arg &count = b.arg(0);
+  if (count.kind != Arg::kInteger || count.value < 24 || count.value > 256 || count.value % 8 != 0)
+    b.fail("a multiple of 8 from 24 to 256 is wanted");
+  b.result.control = Control::kTogether;
+  b.result.run = no_operation;
+}
+
 void trap(Warp &w, const Instruction &, Mask mask) { w.run->stop(w, Kind::kTrap, __builtin_ctz(mask), "trap"); }
 
 // in: where, in local memory, the addresses of message, file and function and the line lie.
@@ -51,7 +88,7 @@ void decode_assertion(Builder &b) {
   b.result.run = assertion_failed;
 }
 
-// bar and barrier. in[0]: number, in[1]: threads, if given; in[2]: predicate of .red. The scheduler reads `mode`.
+// bar and barrier[.cta]. in[0]: number, in[1]: threads, if given; in[2]: predicate of .red. The scheduler reads `mode`.
 void decode_barrier(Builder &b) {
   Instruction &r = b.result;
   b.take("cta");
@@ -99,6 +136,8 @@ std::vector<Opcode> control_opcodes() {
       {"barrier", decode_barrier},
       {"membar", [](Builder &b) { decode_fence(b, Fence::kSc); }},  // of sm_70 and later
       {"fence", [](Builder &b) { decode_fence(b, Fence::kBoth); }},
+      {"fence.proxy.async", decode_fence_proxy},
+      {"fence.mbarrier_init", decode_fence_init},
       {"trap", [](Builder &b) { b.result.run = trap; }},
       {"brkpt", [](Builder &b) { b.result.run = trap; }},
       {"nanosleep",
@@ -108,7 +147,7 @@ std::vector<Opcode> control_opcodes() {
          b.result.run = no_operation;
        }},
       {"pmevent", decode_nothing},
-      {"setmaxnreg", decode_nothing},
+      {"setmaxnreg", decode_registers},
       {"griddepcontrol", decode_nothing},
       {"__assertfail", decode_assertion},
   };

@@ -66,6 +66,8 @@ void Counters::finish(const Kernel &kernel, Stats &stats) const {
     stats.warp_instructions += executed[pc];
     stats.opcodes[kernel.opcodes[code[pc].opcode]] += executed[pc];
     if (code[pc].is_mma) stats.mma += executed[pc];
+    if (code[pc].is_wgmma) stats.wgmma += executed[pc];
+    stats.matrix_flops += executed[pc] * code[pc].flops;
   }
   stats.lane_instructions = lanes;
   stats.barriers = barriers;
@@ -73,7 +75,17 @@ void Counters::finish(const Kernel &kernel, Stats &stats) const {
   stats.shared_wavefronts = shared_wavefronts;
   stats.bank_conflicts = bank_conflicts;
 
-  const auto backward = [&](size_t pc) { return code[pc].control == Control::kBranch && code[pc].target <= pc; };
+  // A few instructions around try_wait are no loop of the algorithm.
+  constexpr size_t kWait = 8;
+  const auto waits = [&](size_t first, size_t last) {
+    return last - first < kWait &&
+           std::any_of(
+               code.begin() + static_cast<std::ptrdiff_t>(first), code.begin() + static_cast<std::ptrdiff_t>(last),
+               [](const Instruction &i) { return i.control == Control::kPoll; });
+  };
+  const auto backward = [&](size_t pc) {
+    return code[pc].control == Control::kBranch && code[pc].target <= pc && !waits(code[pc].target, pc);
+  };
   for (size_t last = 0; last < code.size(); ++last) {
     if (!backward(last) || executed[last] == 0) continue;
     const size_t first = code[last].target;
@@ -84,6 +96,7 @@ void Counters::finish(const Kernel &kernel, Stats &stats) const {
       loop.instructions += executed[pc];
       if (code[pc].is_fma) loop.fma += executed[pc];
       if (code[pc].is_mma) loop.mma += executed[pc];
+      if (code[pc].is_wgmma) loop.wgmma += executed[pc];
     }
     if (!innermost || (stats.hottest && stats.hottest->instructions >= loop.instructions)) continue;
     loop.first = kernel.lines[code[first].line];

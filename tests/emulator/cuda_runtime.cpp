@@ -1,16 +1,19 @@
 // A CUDA runtime for programs whose kernels run on the emulator: linked in place of NVIDIA's, so that host code runs
 // unchanged. It has the functions that this project's library and the test kernels call; one more is a link error, to
 // be added here. Argument checks are those that host code could fall over on a real device.
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "device.h"
+#include "tensor_map.h"
 
 using emulator::Device;
 using emulator::Dim3;
@@ -72,6 +75,46 @@ cudaError_t launch(const void *stub, dim3 grid, dim3 block, void **arguments, si
     }
   };
   return on_device(action, "cudaLaunchKernel");
+}
+
+// The driver's function, which host code asks cudaGetDriverEntryPointByVersion for.
+CUresult encode_tiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address,
+                      const cuuint64_t *sizes, const cuuint64_t *strides, const cuuint32_t *box,
+                      const cuuint32_t *steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                      CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+  constexpr uint8_t kBytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};  // by CUtensorMapDataType
+  constexpr cuuint64_t kMostSize = cuuint64_t{1} << 32;
+  constexpr cuuint32_t kMostBox = 256, kMostStep = 8;
+  const bool is_float = type >= CU_TENSOR_MAP_DATA_TYPE_FLOAT16 && type <= CU_TENSOR_MAP_DATA_TYPE_TFLOAT32_FTZ;
+  if (map == nullptr || address == nullptr || sizes == nullptr || box == nullptr || steps == nullptr ||
+      reinterpret_cast<uintptr_t>(map) % 64 != 0 || static_cast<size_t>(type) >= std::size(kBytes) || rank < 1 ||
+      rank > emulator::TensorMap::kMostDimensions || (strides == nullptr && rank > 1) ||
+      interleave != CU_TENSOR_MAP_INTERLEAVE_NONE || swizzle > CU_TENSOR_MAP_SWIZZLE_128B ||
+      promotion > CU_TENSOR_MAP_L2_PROMOTION_L2_256B ||
+      (fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA && !is_float)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  emulator::TensorMap record;
+  record.address = reinterpret_cast<uint64_t>(address);
+  record.rank = static_cast<uint8_t>(rank);
+  record.type = static_cast<uint8_t>(type);
+  record.swizzle = static_cast<emulator::Swizzle>(swizzle);
+  record.fills_nan = fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA;
+  record.strides[0] = kBytes[type];
+  for (cuuint32_t d = 0; d < rank; ++d) {
+    if (sizes[d] < 1 || sizes[d] > kMostSize || box[d] > kMostBox || steps[d] > kMostStep)
+      return CUDA_ERROR_INVALID_VALUE;
+    record.last[d] = static_cast<uint32_t>(sizes[d] - 1);
+    if (d > 0) record.strides[d] = strides[d - 1];
+    record.box[d] = static_cast<uint16_t>(box[d]);
+    record.steps[d] = static_cast<uint8_t>(steps[d]);
+  }
+  if (!emulator::problem_of(record).empty()) return CUDA_ERROR_INVALID_VALUE;
+  record.steps[0] = 1;  // the driver takes any, and the hardware doesn't look at it
+  static_assert(sizeof record <= sizeof *map);
+  std::memset(map, 0, sizeof *map);
+  std::memcpy(map, &record, sizeof record);
+  return CUDA_SUCCESS;
 }
 
 }  // namespace
@@ -252,6 +295,18 @@ const char *cudaGetErrorName(cudaError_t error) {
 }
 const char *cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorLaunchFailure ? failure.c_str() : cudaGetErrorName(error);
+}
+
+// ---- The driver
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult *status) {
+  return on_device([&] {
+    const bool found = std::string(name) == "cuTensorMapEncodeTiled";
+    *function = found ? reinterpret_cast<void *>(&encode_tiled) : nullptr;
+    if (status != nullptr) *status = found ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    return cudaSuccess;
+  });
 }
 
 // ---- Memory. Device addresses are host addresses.

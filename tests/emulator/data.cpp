@@ -372,7 +372,7 @@ uint64_t window_of(Space space) {
                                   : 0;
 }
 Space take_space(Builder &b) {
-  if (b.take("shared::cta") || b.take("shared")) return Space::kShared;
+  if (b.take("shared::cta") || b.take("shared::cluster") || b.take("shared")) return Space::kShared;
   if (b.take("local")) return Space::kLocal;
   if (b.take("param::entry") || b.take("param")) return Space::kParam;
   if (b.take("const")) return Space::kConst;
@@ -392,6 +392,27 @@ void decode_convert_address(Builder &b) {
   b.result.in[0] = b.any_width(b.arg(1), type);
   b.result.offset = static_cast<int64_t>(to ? 0 - window : window);
   b.result.run = b.result.in[0].bytes == 4 ? lanes_with<shifted32> : lanes_with<shifted>;
+}
+
+// The address of a shared variable in another block of the cluster: here there is but one.
+void map_rank(Warp &w, const Instruction &i, Mask mask) {
+  const uint32_t *rank = w.in<uint32_t>(i.in[1]);
+  each_lane(mask, [&](int lane) {
+    if (rank[lane] != 0) w.run->stop(w, Kind::kLaunch, lane, "clusters of several blocks aren't supported");
+    if (i.out[0].bytes == 4)
+      w.out<uint32_t>(i.out[0])[lane] = w.in<uint32_t>(i.in[0])[lane];
+    else
+      w.out<uint64_t>(i.out[0])[lane] = w.in<uint64_t>(i.in[0])[lane];
+  });
+}
+void decode_map_rank(Builder &b) {
+  b.take("shared::cluster");
+  const Type type = b.take_type();
+  b.expect(3, 3);
+  b.result.out[0] = b.target(0, type);
+  b.result.in[0] = b.source(1, type);
+  b.result.in[1] = b.source(2, {Type::kUnsigned, 32});
+  b.result.run = map_rank;
 }
 
 void is_in_space(Warp &w, const Instruction &i, Mask mask) {
@@ -424,6 +445,7 @@ std::vector<Opcode> data_opcodes() {
       {"prmt", decode_permute},
       {"cvta", decode_convert_address},
       {"isspacep", decode_is_in_space},
+      {"mapa", decode_map_rank},
   };
 }
 

@@ -40,7 +40,8 @@ std::string json_of(const std::optional<Loop> &loop) {
   return object({{"line", quoted(loop->first.text())},
                  {"instructions", number(loop->instructions)},
                  {"fma", number(loop->fma)},
-                 {"mma", number(loop->mma)}});
+                 {"mma", number(loop->mma)},
+                 {"wgmma", number(loop->wgmma)}});
 }
 
 std::string json_of(const LaunchRecord &x) {
@@ -60,6 +61,8 @@ std::string json_of(const LaunchRecord &x) {
                  {"lane_instructions", number(stats.lane_instructions)},
                  {"opcodes", opcodes.empty() ? "{}" : opcodes + "}"},
                  {"mma", number(stats.mma)},
+                 {"wgmma", number(stats.wgmma)},
+                 {"matrix_flops", number(stats.matrix_flops)},
                  {"barriers", number(stats.barriers)},
                  {"shared_accesses", number(stats.shared_accesses)},
                  {"shared_wavefronts", number(stats.shared_wavefronts)},

@@ -23,7 +23,11 @@ const char *name_of(Kind kind) {
     case Kind::kRace:
       return "race";
     case Kind::kInFlight:
-      return "copy in flight";
+      return "in flight";
+    case Kind::kFence:
+      return "missing fence";
+    case Kind::kMbarrier:
+      return "mbarrier";
     case Kind::kBarrier:
       return "barrier";
     case Kind::kDeadlock:

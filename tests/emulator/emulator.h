@@ -34,7 +34,9 @@ enum class Kind {
   kReadOnly,       // a write to constant or parameter memory
   kUninitialised,  // shared memory read before anything wrote it
   kRace,           // two accesses, one of them a write, that nothing orders
-  kInFlight,       // shared memory touched between a cp.async and its wait
+  kInFlight,       // memory or registers touched between an asynchronous operation and its wait, or never waited for
+  kFence,          // a fence that is missing before an asynchronous operation
+  kMbarrier,       // an mbarrier that isn't one, with counts that can't be right, or written over
   kBarrier,        // a barrier, shuffle or other collective that not all of the lanes reach together
   kDeadlock,       // every warp waits
   kTrap,           // trap, or a failed assert()
@@ -171,7 +173,8 @@ std::vector<std::string> ptx_texts(const void *fat_binary);
 
 // Which warp, and which block, runs next.
 enum class Order { kForward, kReverse, kRandom };
-// When the bytes of cp.async arrive: at the wait, at once, or at a random moment between.
+// When the bytes of asynchronous copies arrive and wgmma computes: as late as the waits allow, at once, or at a random
+// moment between.
 enum class Copies { kLate, kEager, kRandom };
 
 struct Options {
@@ -207,20 +210,22 @@ struct Loop {
   Line first, last;
   uint64_t instructions = 0;  // executed by warps
   uint64_t fma = 0;           // of these fma.f32, mad.f32 and their packed forms
-  uint64_t mma = 0;
+  uint64_t mma = 0, wgmma = 0;
 };
 
 struct Stats {
   uint64_t warp_instructions = 0;
   uint64_t lane_instructions = 0;           // sum of the active lanes
   std::map<std::string, uint64_t> opcodes;  // warp instructions by opcode without types: "fma", "ld.global"
-  uint64_t mma = 0, barriers = 0;
-  uint64_t shared_accesses = 0;     // warp instructions: ld, st, atom, ldmatrix
-  uint64_t shared_wavefronts = 0;   // passes through the 32 banks that they took
-  uint64_t bank_conflicts = 0;      // passes beyond what their width needs
-  std::optional<Loop> hottest;      // the innermost loop with the most instructions
-  std::vector<Traffic> buffers;     // those touched, by address
-  std::vector<int> executed_lines;  // of the PTX: those of instructions that any lane ran, ascending
+  uint64_t mma = 0, wgmma = 0;              // warp instructions: a warpgroup's wgmma is four
+  uint64_t matrix_flops = 0;                // of these: 2 for each product
+  uint64_t barriers = 0;                    // bar.sync that let their threads go on
+  uint64_t shared_accesses = 0;             // warp instructions: ld, st, atom, ldmatrix
+  uint64_t shared_wavefronts = 0;           // passes through the 32 banks that they took
+  uint64_t bank_conflicts = 0;              // passes beyond what their width needs
+  std::optional<Loop> hottest;              // the innermost loop with the most instructions
+  std::vector<Traffic> buffers;             // those touched, by address
+  std::vector<int> executed_lines;          // of the PTX: those of instructions that any lane ran, ascending
   std::vector<Report> reports;
 
   const Traffic *traffic(const void *address) const;  // of the buffer that holds it; NULL if it wasn't touched

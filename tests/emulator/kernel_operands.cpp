@@ -32,7 +32,22 @@ const std::unordered_map<std::string_view, int> &special_table() {
       {"%lanemask_gt", kMaskGt},
       {"%dynamic_smem_size", kDynamicSharedBytes},
       {"%total_smem_size", kTotalSharedBytes},
-      {"%cluster_ctarank", kClusterRank},
+      // Each block is a cluster of its own.
+      {"%is_explicit_cluster", kZero},
+      {"%cluster_ctarank", kZero},
+      {"%cluster_nctarank", kOne},
+      {"%cluster_ctaid.x", kZero},
+      {"%cluster_ctaid.y", kZero},
+      {"%cluster_ctaid.z", kZero},
+      {"%cluster_nctaid.x", kOne},
+      {"%cluster_nctaid.y", kOne},
+      {"%cluster_nctaid.z", kOne},
+      {"%clusterid.x", kCtaidX},
+      {"%clusterid.y", kCtaidY},
+      {"%clusterid.z", kCtaidZ},
+      {"%nclusterid.x", kNctaidX},
+      {"%nclusterid.y", kNctaidY},
+      {"%nclusterid.z", kNctaidZ},
       // Not constant; whoever times itself gets the same time always.
       {"%clock", kClock},
       {"%clock_hi", kClock},
@@ -168,6 +183,7 @@ Arg KernelParser::operand(Cursor &c) {
         arg.value += c.integer();
       }
     }
+    if (c.take(",")) arg.parts.push_back(operand(c));  // [map, {x, y}]
     c.expect("]");
     return arg;
   }

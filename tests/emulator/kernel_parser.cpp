@@ -1,6 +1,7 @@
 // A kernel's body: declarations, labels, instructions, calls.
 #include "kernel_parser.h"
 
+#include <algorithm>
 #include <set>
 
 namespace emulator {
@@ -21,8 +22,9 @@ struct Decoders {
 const std::unordered_map<std::string_view, Decoders> &opcode_table() {
   static const auto table = [] {
     std::unordered_map<std::string_view, Decoders> all;
-    for (auto list : {integer_opcodes, float_opcodes, half_opcodes, convert_opcodes, data_opcodes, memory_opcodes,
-                      atomic_opcodes, copy_opcodes, matrix_opcodes, warp_opcodes, control_opcodes}) {
+    for (auto list :
+         {integer_opcodes, float_opcodes, half_opcodes, convert_opcodes, data_opcodes, memory_opcodes, atomic_opcodes,
+          copy_opcodes, bulk_opcodes, mbarrier_opcodes, matrix_opcodes, wgmma_opcodes, warp_opcodes, control_opcodes}) {
       for (const Opcode &opcode : list()) {
         Decoders &d = all[opcode.name];
         (opcode.types == Opcode::kAny        ? d.any
@@ -71,6 +73,7 @@ Kernel KernelParser::run() {
   end.opcode = opcode_index("ret");
   append(end);
   resolve();
+  mark_matrix_registers();
   kernel_.info.static_shared_bytes = kernel_.static_shared_bytes;
   kernel_.info.local_bytes = kernel_.local_bytes = round_up(kernel_.local_bytes, 16);
   kernel_.register_bytes = round_up(kernel_.register_bytes, 64);
@@ -443,6 +446,27 @@ void KernelParser::call(Cursor &c, const Instruction &like) {
   scope_ = outer;
   place_ = place;
   new_place_ = true;
+}
+
+// Which instructions other than wgmma have registers of one.
+void KernelParser::mark_matrix_registers() {
+  if (kernel_.matrix_shapes.empty()) return;
+  kernel_.matrix_register.assign(kernel_.register_bytes / kRegisterAlign + 1, 0);
+  for (const MatrixShape &shape : kernel_.matrix_shapes) {
+    for (const auto *list : {&shape.results, &shape.inputs}) {
+      for (const Operand &o : *list) {
+        uint16_t &number = kernel_.matrix_register[o.offset / kRegisterAlign];
+        if (o.bank == 0 && number == 0) number = static_cast<uint16_t>(++kernel_.matrix_registers);
+      }
+    }
+  }
+  for (Instruction &i : kernel_.code) {
+    const auto is_one = [&](const Operand &o) {
+      return o.bytes > 1 && o.bank == 0 && kernel_.matrix_register[o.offset / kRegisterAlign] != 0;
+    };
+    i.touches_matrix_register = !i.is_wgmma && (std::any_of(std::begin(i.in), std::end(i.in), is_one) ||
+                                                std::any_of(std::begin(i.out), std::end(i.out), is_one));
+  }
 }
 
 void KernelParser::resolve() {

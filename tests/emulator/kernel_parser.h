@@ -53,6 +53,7 @@ class KernelParser {
   const Operand *find_register(const std::string &name) const;
   const Symbol *find_symbol(const std::string &name) const;
   void resolve();
+  void mark_matrix_registers();
   std::string text_between(size_t begin, size_t end) const;
   int new_scope() {
     scopes_.push_back({});

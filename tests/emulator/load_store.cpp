@@ -105,7 +105,7 @@ struct LoadParameter {
 
 Space take_space(Builder &b) {
   if (b.take("global")) return Space::kGlobal;
-  if (b.take("shared") || b.take("shared::cta")) return Space::kShared;
+  if (b.take("shared") || b.take("shared::cta") || b.take("shared::cluster")) return Space::kShared;
   if (b.take("local")) return Space::kLocal;
   if (b.take("const")) return Space::kConst;
   if (b.take("param") || b.take("param::entry") || b.take("param::func")) return Space::kParam;

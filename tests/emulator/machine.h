@@ -6,11 +6,15 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "asynchronous.h"
 #include "counters.h"
 #include "emulator.h"
 #include "memory.h"
@@ -52,9 +56,16 @@ struct Warp {
   size_t local_bytes = 0;      // of a lane
   std::vector<Copy> copies;    // of cp.async, not yet landed
   std::array<uint32_t, kLanes> commits{};
-  Mask carry = 0;        // the flag of add.cc and its like
-  bool watched = false;  // a strong load or an atomic since the last turn: it may be waiting for another warp
-  uint32_t rounds = 0;   // of a loop that may be such a wait, while other lanes stand behind it
+  Mask carry = 0;         // the flag of add.cc and its like
+  bool watched = false;   // a strong load or an atomic since the last turn: it may be waiting for another warp
+  uint32_t rounds = 0;    // of a loop that may be such a wait, while other lanes stand behind it
+  bool failed = false;    // the wait that has just run, for something of this block alone
+  uint32_t failures = 0;  // turns in a row that ended so,
+  uint64_t changes_at_failure = 0;  // and Run::changes at the last one
+  // wgmma: what is known of registers, the number of fences so far (from 1), and what isn't waited for: group and pc.
+  std::vector<MatrixRegister> matrix_registers;
+  uint32_t matrix_fences = 1;
+  std::deque<std::pair<uint32_t, uint32_t>> matrix_in_flight;
 
   int thread(int lane) const { return index * kLanes + lane; }  // in the block
   template <class T>
@@ -87,9 +98,21 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<std::byte> registers, local, shared, initialised;  // initialised: 1 for each byte of shared
   std::array<Barrier, 16> barriers;
-  std::unique_ptr<Clocks> clocks;        // NULL without race detection
-  std::unique_ptr<SharedShadow> shadow;  // the same
-  size_t ended = 0;                      // warps
+  std::unique_ptr<Clocks> clocks;          // NULL without race detection
+  std::unique_ptr<SharedShadow> shadow;    // the same
+  size_t ended = 0;                        // warps
+  std::map<uint32_t, Mbarrier> mbarriers;  // by offset in shared memory
+  std::deque<BulkCopy> bulk;               // not yet ended, by age
+  std::map<int, BulkGroups> bulk_groups;   // by thread
+  std::vector<Warpgroup> warpgroups;
+  // The mbarrier that has some of these bytes, NULL if none has.
+  const Mbarrier *mbarrier_in(uint64_t offset, uint64_t bytes) const {
+    if (mbarriers.empty()) return nullptr;
+    const auto after = mbarriers.lower_bound(static_cast<uint32_t>(offset + bytes));
+    if (after == mbarriers.begin()) return nullptr;
+    const auto &[at, mbarrier] = *std::prev(after);
+    return at + kMbarrierBytes > offset ? &mbarrier : nullptr;
+  }
   Dim3 thread_index(int thread) const;
 };
 

@@ -1,7 +1,7 @@
-// ldmatrix, movmatrix and mma.sync.
+// ldmatrix, stmatrix, movmatrix and mma.sync.
 //
 // Fragments, with group g = lane / 4 and t = lane % 4, e counting 16-bit (tf32: 32-bit) elements of the lane's registers:
-//   ldmatrix   lane holds row g, columns 2t and 2t+1 of each 8x8 matrix; .trans: of its transpose; movmatrix: the same
+//   ldmatrix   lane holds row g, columns 2t and 2t+1 of each 8x8 matrix; .trans: of its transpose; the others: the same
 //   A 16 x k   row g + 8 (e/2 % 2), column 2t + e%2 + 8 (e/4)          tf32: row g + 8 (e%2), column t + 4 (e/2)
 //   B k x 8    row 2t + e%2 + 8 (e/2), column g                        tf32: row t + 4 e, column g
 //   C 16 x 8   row g + 8 (e/2), column 2t + e%2
@@ -51,7 +51,32 @@ void load_matrix(Warp &w, const Instruction &i, Mask mask) {
   }
 }
 
-void decode_load_matrix(Builder &b) {
+// in[0]: addresses of rows as of ldmatrix; in[1] and following: the matrices.
+void store_matrix(Warp &w, const Instruction &i, Mask mask) {
+  if (!complete(w, mask, "stmatrix")) return;
+  const int matrices = i.vector;
+  uint16_t element[kLanes][8];  // row by row
+  for (int m = 0; m < matrices; ++m) {
+    const uint16_t *in = w.in<uint16_t>(i.in[m + 1]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int e = 0; e < 2; ++e) {
+        (i.mode ? element[8 * m + 2 * t + e][g] : element[8 * m + g][2 * t + e]) = in[2 * lane + e];
+      }
+    }
+  }
+  Access a;
+  a.space = i.space;
+  a.use = Use::kWrite;
+  a.bytes = 16;
+  a.data = reinterpret_cast<const std::byte *>(element);
+  a.data_stride = 16;
+  lane_addresses(w, i.in[0], i.offset, a.address);
+  const Mask rows = matrices == 4 ? kAllLanes : (Mask{1} << 8 * matrices) - 1;
+  each_lane(checked(w, i, a, rows), [&](int lane) { std::memcpy(a.place[lane], element[lane], 16); });
+}
+
+void decode_matrices(Builder &b, bool loads) {
   Instruction &r = b.result;
   b.take("sync");
   b.take("aligned");
@@ -63,14 +88,19 @@ void decode_load_matrix(Builder &b) {
   r.space = b.take("shared") || b.take("shared::cta") ? Space::kShared : Space::kGeneric;
   b.take_type();
   b.expect(2, 2);
-  const Arg &value = b.arg(0);
+  const Arg &value = b.arg(loads ? 0 : 1);
   const std::vector<Arg> single{value};
   const std::vector<Arg> &parts = value.kind == Arg::kVector ? value.parts : single;
   if (parts.size() != r.vector) b.fail("wrong number of registers");
-  for (size_t k = 0; k < parts.size(); ++k) r.out[k] = b.target(parts[k], 4);
-  b.address(1);
+  for (size_t k = 0; k < parts.size(); ++k) {
+    if (loads)
+      r.out[k] = b.target(parts[k], 4);
+    else
+      r.in[k + 1] = b.source(parts[k], {Type::kBits, 32});
+  }
+  b.address(loads ? 1 : 0);
   r.control = Control::kTogether;
-  r.run = load_matrix;
+  r.run = loads ? load_matrix : store_matrix;
 }
 
 void transpose(Warp &w, const Instruction &i, Mask mask) {
@@ -203,12 +233,18 @@ void decode_multiply(Builder &b) {
   if (r.run == nullptr) b.fail("such a shape isn't supported");
   r.control = Control::kTogether;
   r.is_mma = true;
+  r.flops = static_cast<uint32_t>(2 * 16 * 8 * depth);
 }
 
 }  // namespace
 
 std::vector<Opcode> matrix_opcodes() {
-  return {{"ldmatrix", decode_load_matrix}, {"movmatrix", decode_transpose}, {"mma", decode_multiply}};
+  return {
+      {"ldmatrix", [](Builder &b) { decode_matrices(b, true); }},
+      {"stmatrix", [](Builder &b) { decode_matrices(b, false); }},
+      {"movmatrix", decode_transpose},
+      {"mma", decode_multiply},
+  };
 }
 
 }  // namespace emulator

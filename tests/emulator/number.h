@@ -110,6 +110,15 @@ inline uint16_t f16_bits(double exact) {
   return static_cast<uint16_t>(sign | (((exponent + 14) << 10) + static_cast<int>(std::scalbn(x, 10 - exponent))));
 }
 
+// e5m2 is the upper half of an f16; e4m3 has no infinity, and one NaN of each sign.
+inline float e4m3_float(uint8_t bits) {
+  const int exponent = bits >> 3 & 15, fraction = bits & 7;
+  if ((bits & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
+  const float x = exponent ? std::ldexp(static_cast<float>(8 + fraction), exponent - 10)
+                           : std::ldexp(static_cast<float>(fraction), -9);
+  return bits & 0x80 ? -x : x;
+}
+
 inline float bf16_float(uint16_t bits) { return bits_as<float>(static_cast<uint32_t>(bits) << 16); }
 inline uint16_t bf16_bits(double exact) {
   if (std::isnan(exact)) return 0x7fff;

@@ -50,7 +50,8 @@ enum Special : int {
   kMaskGt,
   kDynamicSharedBytes,
   kTotalSharedBytes,
-  kClusterRank,
+  kZero,
+  kOne,
   kClock,
   kGridId,
   kClock64,
@@ -70,6 +71,11 @@ struct Operand {
   bool given() const { return bytes != 0; }
 };
 
+struct AddressOperand {
+  Operand base;
+  int64_t offset = 0;
+};
+
 // What the scheduler does beside calling the handler.
 enum class Control : uint8_t {
   kNone,      // calls it, for the lanes whose guard holds
@@ -79,6 +85,8 @@ enum class Control : uint8_t {
   kTogether,  // needs all lanes of `members`, or all live ones, at this instruction
   kBarrier,   // the same, and then waits for other warps
   kYield,     // nanosleep: another warp's turn
+  kPoll,      // mbarrier.try_wait: another warp's turn if it fails, which is Warp::failed
+  kAwait,     // wgmma.wait_group: all live ones, again and again until it doesn't fail
 };
 
 enum class BarrierMode : uint8_t { kSync, kArrive, kPopc, kAnd, kOr };  // Instruction::mode of a barrier
@@ -112,17 +120,40 @@ struct Instruction {
   bool acquire = false, release = false, strong = false;  // memory order; strong: volatile, relaxed or more
   Scope scope = Scope::kDevice;                           // of a strong access or fence
   int64_t offset = 0;                                     // of an address
-  uint32_t target = 0;                                    // of a branch; count of a wait
+  uint32_t target = 0;  // of a branch; count of a wait; index into Kernel::bulk_shapes or ::matrix_shapes
   // For reports and counts.
   uint32_t ptx_line = 0, line = 0;  // line: index into Kernel::lines
   uint32_t opcode = 0;              // index into Kernel::opcodes
-  bool is_fma = false, is_mma = false;
+  bool is_fma = false, is_mma = false, is_wgmma = false;
+  uint32_t flops = 0;                    // of a warp, on tensor cores
+  bool touches_matrix_register = false;  // which may be in use by a wgmma; never set for wgmma itself
+};
+
+// What there is to know of a bulk copy beside its Instruction.
+struct BulkShape {
+  enum Direction : uint8_t { kLoad, kStore, kReduce } direction = kLoad;
+  enum Operation : uint8_t { kAdd, kMin, kMax, kIncrement, kDecrement, kAnd, kOr, kXor } operation = kAdd;
+  enum Element : uint8_t { kU8, kU16, kU32, kS32, kU64, kS64, kF16, kF32, kF64, kBf16 } element = kU8;  // of kReduce
+  int rank = 0;                             // 0: plain bytes in a row
+  AddressOperand shared, global, mbarrier;  // global: of the tensor map, if rank > 0
+  Operand coordinates[5], bytes, multicast;
+};
+
+struct MatrixShape {
+  enum Element : uint8_t { kF16, kBf16, kTf32, kE4m3, kE5m2 } a = kF16, b = kF16;
+  int n = 0, depth = 0;  // 64 x n x depth
+  bool f16_result = false, a_in_registers = false;
+  bool transposed_a = false, transposed_b = false;  // M- or N-major
+  bool negated_a = false, negated_b = false;
+  std::vector<Operand> results, inputs;
 };
 
 struct Parameter {
   std::string name;
   size_t offset, bytes;
 };
+
+constexpr size_t kRegisterAlign = 64;
 
 struct Kernel {
   KernelInfo info;
@@ -138,13 +169,18 @@ struct Kernel {
   };
   std::vector<Literal> literals;  // bank 1: kLiteralBytes each
   std::map<std::pair<uint64_t, int>, size_t> literal_index;
+  std::vector<BulkShape> bulk_shapes;
+  std::vector<MatrixShape> matrix_shapes;
+  // Of registers that some wgmma has: 1 + number, by offset / kRegisterAlign; 0: another register. Empty without wgmma.
+  std::vector<uint16_t> matrix_register;
+  size_t matrix_registers = 0;
   std::vector<Line> lines;
   std::vector<std::string> texts;    // of instructions
   std::vector<std::string> opcodes;  // distinct, for the counts
 
   // Predicates (1 byte a lane says that it is one) take 4 bytes; other arrays start on vector boundaries.
   Operand new_register(int bytes) {
-    const size_t size = bytes == 1 ? 4 : static_cast<size_t>(bytes) * kLanes, align = bytes == 1 ? 4 : 64;
+    const size_t size = bytes == 1 ? 4 : static_cast<size_t>(bytes) * kLanes, align = bytes == 1 ? 4 : kRegisterAlign;
     const size_t offset = (register_bytes + align - 1) / align * align;
     register_bytes = offset + size;
     return {static_cast<uint32_t>(offset), 0, static_cast<uint8_t>(bytes)};

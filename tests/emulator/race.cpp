@@ -10,7 +10,8 @@ namespace {
 size_t at(int thread) { return static_cast<size_t>(thread); }
 
 void raise(std::vector<Clock> &to, const std::vector<Clock> &from) {
-  for (size_t i = 0; i < to.size(); ++i) to[i] = std::max(to[i], from[i]);
+  if (to.size() < from.size()) to.resize(from.size(), 0);
+  for (size_t i = 0; i < from.size(); ++i) to[i] = std::max(to[i], from[i]);
 }
 
 // Adds what others published, without changing it for those who have it already.
@@ -52,22 +53,25 @@ Handed::Handed(Knowledge &&all)
       fenced(std::move(all.fenced)),
       found(std::move(all.found)) {}
 
-Clocks::Clocks(uint64_t block, int agents)
+Clocks::Clocks(uint64_t block, int threads)
     : block_(block),
-      own_(at(agents), 1),
-      known_(at(agents), std::make_shared<const std::vector<Clock>>(at(agents), 0)),
-      published_(at(agents)),
-      found_(at(agents)),
-      published_far_(at(agents)),
-      found_far_(at(agents)),
-      fenced_(at(agents)),
-      found_fenced_(at(agents)) {}
+      own_(at(threads), 1),
+      known_(at(threads), std::make_shared<const std::vector<Clock>>(at(threads), 0)),
+      proxy_(at(threads)),
+      published_(at(threads)),
+      found_(at(threads)),
+      published_far_(at(threads)),
+      found_far_(at(threads)),
+      fenced_(at(threads)),
+      found_fenced_(at(threads)) {}
 
 bool Clocks::ordered(uint64_t block, int earlier, Clock clock, int viewer) const {
   if (block == block_) return ordered(earlier, clock, viewer);
   for (const Taken &taken : taken_) {
     const auto found = taken.what->find(block);
-    if (found == taken.what->end() || (*found->second)[at(earlier)] < clock) continue;
+    if (found == taken.what->end() || at(earlier) >= found->second->size() || (*found->second)[at(earlier)] < clock) {
+      continue;
+    }
     if (knows(taken, viewer)) return true;
   }
   return false;
@@ -76,13 +80,13 @@ bool Clocks::ordered(uint64_t block, int earlier, Clock clock, int viewer) const
 bool Clocks::knows(const Taken &taken, int viewer) const {
   if (taken.by[at(viewer)] != 0) return true;
   const std::vector<Clock> &known = *known_[at(viewer)];
-  for (size_t t = 0; t < known.size(); ++t)
+  for (size_t t = 0; t < taken.by.size(); ++t)
     if (taken.by[t] != 0 && known[t] >= taken.by[t]) return true;
   return false;
 }
 
 void Clocks::release(int first_thread, Mask lanes, Knowledge &into) {
-  into.clocks.resize(own_.size(), 0);
+  into.clocks.resize(std::max(into.clocks.size(), own_.size()), 0);
   each_lane(lanes, [&](int lane) {
     const size_t t = at(first_thread + lane);
     if (known_[t] != into.merged) {
@@ -114,6 +118,25 @@ void Clocks::acquire(int first_thread, Mask lanes, const Handed &from) {
     known = raised;
     if (fenced_[t] != from.fenced) fenced_[t] = from.fenced;
     if (found_fenced_[t] != from.found) found_fenced_[t] = from.found;
+  });
+}
+
+void Clocks::see(int first_thread, Mask lanes, const Handed &from) {
+  const void *same = nullptr;
+  Known raised;
+  each_lane(lanes, [&](int lane) {
+    const size_t t = at(first_thread + lane);
+    Known &known = known_[t];
+    if (known == from.known) return;
+    if (known.get() != same) {
+      same = known.get();
+      auto sum = *known;
+      raise(sum, *from.known);
+      raised = sum == *known ? known : std::make_shared<const std::vector<Clock>>(std::move(sum));
+    }
+    known = raised;
+    add(fenced_[t], from.fenced);
+    add(found_fenced_[t], from.found);
   });
 }
 
@@ -189,19 +212,78 @@ void Clocks::take_over(int thread, const Published &what) {
   if (Clock &clock = taken.by[at(thread)]; clock == 0) clock = own_[at(thread)];
 }
 
+// ---- Agents
+
+int Clocks::add_agent(int owner) {
+  owners_.push_back(owner);
+  return static_cast<int>(known_.size() + owners_.size()) - 1;
+}
+
+void Clocks::learn(int first_thread, Mask lanes, int agent, Clock clock) {
+  const void *same = nullptr;
+  Known raised;
+  each_lane(lanes, [&](int lane) {
+    Known &known = known_[at(first_thread + lane)];
+    if (known.get() != same) {
+      same = known.get();
+      raised = known;
+      if (at(agent) >= known->size() || (*known)[at(agent)] < clock) {
+        auto more = *known;
+        if (more.size() <= at(agent)) more.resize(at(agent) + 1, 0);
+        more[at(agent)] = clock;
+        raised = std::make_shared<const std::vector<Clock>>(std::move(more));
+      }
+    }
+    known = raised;
+  });
+}
+
+// Two of each kind, since a thread sees its own accesses in any case.
+Mask Clocks::different(int first_thread, Mask lanes) const {
+  Mask chosen = 0;
+  std::vector<std::pair<const void *, int>> seen;
+  each_lane(lanes, [&](int lane) {
+    const void *known = known_[at(first_thread + lane)].get();
+    const auto same = std::find_if(seen.begin(), seen.end(), [&](const auto &s) { return s.first == known; });
+    if (same == seen.end()) {
+      seen.emplace_back(known, 1);
+    } else if (++same->second > 2) {
+      return;
+    }
+    chosen |= Mask{1} << lane;
+  });
+  return chosen;
+}
+
+void Clocks::fence_proxy(int thread, const Proxies &of) {
+  for (const Proxy proxy : of) proxy_[at(thread)][static_cast<size_t>(proxy)].push_back(own_[at(thread)]);
+  ++own_[at(thread)];  // so that what is ordered after the fence differs from what is ordered before it
+}
+
+bool Clocks::fenced(Proxy of, int writer, Clock clock, int viewer) const {
+  const std::vector<Clock> &fences = proxy_[at(writer)][static_cast<size_t>(of)];
+  const auto next = std::lower_bound(fences.begin(), fences.end(), clock);
+  return next != fences.end() && ordered(writer, *next + 1, viewer);
+}
+
 // ---- Shared memory
 
 // Whether nothing speaks against an access by the last write: the usual case, quickly.
 inline bool SharedShadow::after_write(const Cell &cell, const Clocks &clocks, Accessor who) {
+  if (who.agent >= 0 && cell.write_clock != 0 && cell.writer < clocks.threads()) return false;
   return !cell.in_flight && (cell.write_clock == 0 || clocks.ordered(cell.writer, cell.write_clock, who.thread) ||
                              both(cell.strength, who.strength, Strength::kBlock));
 }
 
 Conflict SharedShadow::against_write(const Cell &cell, const Clocks &clocks, Accessor who) {
-  if (cell.in_flight) return {Conflict::With::kCopyInFlight, 0, cell.writer, cell.write_pc};
+  if (cell.in_flight) return {Conflict::With::kCopyInFlight, clocks.block(), cell.writer, cell.write_pc};
   if (cell.write_clock != 0 && !both(cell.strength, who.strength, Strength::kBlock) &&
       !clocks.ordered(cell.writer, cell.write_clock, who.thread)) {
-    return {Conflict::With::kWrite, 0, cell.writer, cell.write_pc};
+    return {Conflict::With::kWrite, clocks.block(), cell.writer, cell.write_pc};
+  }
+  if (who.agent >= 0 && cell.write_clock != 0 && cell.writer < clocks.threads() &&
+      !clocks.fenced(Proxy::kShared, cell.writer, cell.write_clock, who.thread)) {
+    return {Conflict::With::kUnfenced, clocks.block(), cell.writer, cell.write_pc};
   }
   return {};
 }
@@ -217,9 +299,9 @@ bool SharedShadow::before(const Reader &reader, const Clocks &clocks, int viewer
 }
 
 void SharedShadow::add_reader(Cell &cell, const Clocks &clocks, Accessor who) {
-  const auto warp = static_cast<uint16_t>(who.thread / kLanes);
-  const Clock now = clocks.now(who.thread);
-  const Mask lane = Mask{1} << who.thread % kLanes;
+  const auto warp = static_cast<uint16_t>(who.who() / kLanes);
+  const Clock now = who.when(clocks);
+  const Mask lane = Mask{1} << who.who() % kLanes;
   const auto same = [&](const Reader &r) { return r.warp == warp && r.clock == now && r.strength == who.strength; };
   Reader &last = cell.reader;
   if (last.lanes != 0 && (cell.more != 0 || !before(last, clocks, who.thread))) {
@@ -258,9 +340,9 @@ Conflict SharedShadow::read(const Clocks &clocks, Accessor who, uint64_t offset,
   if (bytes < cell_bytes_) refine(bytes);
   Conflict conflict;
   const auto width = static_cast<uint64_t>(cell_bytes_);
-  const int warp = who.thread / kLanes;
-  const Mask lane = Mask{1} << who.thread % kLanes;
-  const Clock now = clocks.now(who.thread);
+  const int warp = who.who() / kLanes;
+  const Mask lane = Mask{1} << who.who() % kLanes;
+  const Clock now = who.when(clocks);
   for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
     Cell &cell = cells_[i];
     if (!after_write(cell, clocks, who) && !conflict) conflict = against_write(cell, clocks, who);
@@ -287,7 +369,7 @@ Conflict SharedShadow::write(const Clocks &clocks, Accessor who, uint64_t offset
       if (reader.lanes == 0 || conflict || both(reader.strength, who.strength, Strength::kBlock) ||
           before(reader, clocks, who.thread, &thread))
         return;
-      conflict = {Conflict::With::kRead, 0, thread, reader.pc};
+      conflict = {Conflict::With::kRead, clocks.block(), thread, reader.pc};
     };
     check(cell.reader);
     if (cell.more != 0) {
@@ -295,9 +377,9 @@ Conflict SharedShadow::write(const Clocks &clocks, Accessor who, uint64_t offset
       more_[cell.more - 1].clear();
     }
     cell.reader = {};
-    cell.write_clock = clocks.now(who.thread);
+    cell.write_clock = who.when(clocks);
     cell.write_pc = who.pc;
-    cell.writer = static_cast<uint16_t>(who.thread);
+    cell.writer = static_cast<uint16_t>(who.who());
     cell.strength = who.strength;
   }
   return conflict;
@@ -350,6 +432,11 @@ Conflict GlobalShadow::against_write(const Cell &cell, const Clocks &clocks, uin
   if (both(cell.write_strength, who.strength, between(other, block))) return {};
   if (other == block ? clocks.ordered(cell.writer, cell.write_clock, who.thread)
                      : clocks.ordered(other, cell.writer, cell.write_clock, who.thread)) {
+    // Of another block the fences aren't known.
+    if (who.agent >= 0 && other == block && cell.writer < clocks.threads() &&
+        !clocks.fenced(Proxy::kGlobal, cell.writer, cell.write_clock, who.thread)) {
+      return {Conflict::With::kUnfenced, other, cell.writer, cell.write_pc};
+    }
     return {};
   }
   return {Conflict::With::kWrite, other, cell.writer, cell.write_pc};
@@ -359,12 +446,12 @@ Conflict GlobalShadow::read(const Clocks &clocks, uint64_t block, Accessor who, 
   Conflict conflict;
   visit(address, bytes, [&](Cell &cell) {
     if (!conflict) conflict = against_write(cell, clocks, block, who);
-    const auto warp = static_cast<uint16_t>(who.thread / kLanes);
-    const Clock now = clocks.now(who.thread);
+    const auto warp = static_cast<uint16_t>(who.who() / kLanes);
+    const Clock now = who.when(clocks);
     const auto reader = static_cast<uint32_t>(block + 1);
     if (cell.read_block != 0 && cell.read_block != reader) cell.several_blocks_read = true;
     if (cell.read_block != reader || cell.read_warp != warp || cell.read_clock != now) cell.readers = 0;
-    cell.readers |= Mask{1} << who.thread % kLanes;
+    cell.readers |= Mask{1} << who.who() % kLanes;
     cell.read_block = reader;
     cell.read_warp = warp;
     cell.read_clock = now;
@@ -394,9 +481,9 @@ Conflict GlobalShadow::write(const Clocks &clocks, uint64_t block, Accessor who,
     cell.read_block = 0;
     cell.several_blocks_read = false;
     cell.write_block = static_cast<uint32_t>(block + 1);
-    cell.write_clock = clocks.now(who.thread);
+    cell.write_clock = who.when(clocks);
     cell.write_pc = who.pc;
-    cell.writer = static_cast<uint16_t>(who.thread);
+    cell.writer = static_cast<uint16_t>(who.who());
     cell.write_strength = who.strength;
   });
   return conflict;

@@ -20,9 +20,13 @@
 // Shadow memory has a cell for 4 bytes, refined to 2 or 1 where a narrower access comes. A cell holds the last write and
 // the reads that are concurrent to each other.
 //
-// Later agents (mbarriers, bulk copies, warpgroups) get threads of their own behind those of the block: Clocks takes
-// the number of agents, not of threads.
+// Whatever works beside the threads is an agent with a number behind theirs, and with clocks that whoever makes it
+// counts: an mbarrier for the bulk copies that complete on it (the clock is the phase), a thread's bulk copies to
+// global memory (the group), a warpgroup for its wgmma (the group). A thread knows an agent's clock when it has waited
+// for it. Such accesses are of the async proxy: what a thread wrote before them, it must have followed by
+// fence.proxy.async, and they must be ordered after that fence.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -34,12 +38,15 @@
 namespace emulator {
 
 using Clock = uint32_t;
-// Clocks by thread.
+// Clocks by thread or agent; those beyond the end are 0.
 using Known = std::shared_ptr<const std::vector<Clock>>;
 // What a release published: by block.
 using Snapshot = std::map<uint64_t, Known>;
 using Published = std::shared_ptr<const Snapshot>;
 enum class Fence : uint8_t { kAcquire, kRelease, kBoth, kSc };
+// What a fence towards the async proxy is about.
+enum class Proxy : uint8_t { kShared, kGlobal, kMbarrierInit };
+using Proxies = std::vector<Proxy>;
 // What is at an address for those who look there: with a fence or .acquire of their own, or with a fence.sc.
 struct Message {
   Published released, fenced;
@@ -63,11 +70,15 @@ struct Handed {
 // The clocks of one block.
 class Clocks {
  public:
-  Clocks(uint64_t block, int agents);
+  Clocks(uint64_t block, int threads);
 
+  uint64_t block() const { return block_; }
+  int threads() const { return static_cast<int>(known_.size()); }
   Clock now(int thread) const { return own_[static_cast<size_t>(thread)]; }
   bool ordered(int earlier, Clock clock, int viewer) const {
-    return earlier == viewer || (*known_[static_cast<size_t>(viewer)])[static_cast<size_t>(earlier)] >= clock;
+    if (earlier == viewer) return true;
+    const std::vector<Clock> &known = *known_[static_cast<size_t>(viewer)];
+    return static_cast<size_t>(earlier) < known.size() && known[static_cast<size_t>(earlier)] >= clock;
   }
   // The same for an access of another block.
   bool ordered(uint64_t block, int earlier, Clock clock, int viewer) const;
@@ -77,6 +88,8 @@ class Clocks {
   void release(int first_thread, Mask lanes, Knowledge &into);
   // Of threads that have released into it.
   void acquire(int first_thread, Mask lanes, const Handed &from);
+  // Of threads that may know of other things too.
+  void see(int first_thread, Mask lanes, const Handed &from);
   // bar.warp.sync: everybody releases, then acquires.
   void join(int first_thread, Mask lanes);
 
@@ -86,6 +99,21 @@ class Clocks {
   // An atomic or strong load found this; it counts from the next fence on or, if `now`, as the load is an acquire.
   void find(int thread, const Messages &messages, bool now, Scope scope);
 
+  // ---- Agents
+  // A new one; reports name `owner`, the thread that set it to work last.
+  int add_agent(int owner);
+  void set_owner(int agent, int thread) { owners_[static_cast<size_t>(agent) - known_.size()] = thread; }
+  int owner(int agent) const { return agent < threads() ? agent : owners_[static_cast<size_t>(agent) - known_.size()]; }
+  // The threads have waited for what an agent did up to this clock.
+  void learn(int first_thread, Mask lanes, int agent, Clock clock);
+  // Lanes that together know as little as all of these: to ask once instead of 32 times.
+  Mask different(int first_thread, Mask lanes) const;
+
+  // fence.proxy.async of one or both kinds of memory, fence.mbarrier_init.
+  void fence_proxy(int thread, const Proxies &of);
+  // Whether a fence of the writer lies between its write and what the viewer does now.
+  bool fenced(Proxy of, int writer, Clock clock, int viewer) const;
+
  private:
   Published publish_now(int thread);
   void take_over(int thread, const Published &what);
@@ -93,6 +121,8 @@ class Clocks {
   uint64_t block_;
   std::vector<Clock> own_;
   std::vector<Known> known_;
+  std::vector<int> owners_;                               // of agents
+  std::vector<std::array<std::vector<Clock>, 3>> proxy_;  // by thread and Proxy: when it fenced, ascending
   // By thread: what its last fence published, and what it found since then. Of each, what reaches other blocks.
   std::vector<Published> published_, found_, published_far_, found_far_;
   // The same across fence.sc (of the device) and barriers: what is behind a fence.sc that the thread knows of, and what somebody found
@@ -110,7 +140,8 @@ class Clocks {
 
 // What an access races with.
 struct Conflict {
-  enum class With : uint8_t { kNothing, kWrite, kRead, kCopyInFlight } with = With::kNothing;
+  // kUnfenced: a write of a thread that is ordered, but without a fence towards the async proxy.
+  enum class With : uint8_t { kNothing, kWrite, kRead, kCopyInFlight, kUnfenced } with = With::kNothing;
   uint64_t block = 0;
   int thread = 0;
   uint32_t pc = 0;
@@ -121,9 +152,13 @@ struct Conflict {
 enum class Strength : uint8_t { kWeak, kBlock, kDevice };
 // Who accesses.
 struct Accessor {
-  int thread;  // in its block
+  int thread;  // in its block; of an agent, the one that sets it to work
   uint32_t pc;
   Strength strength;
+  int agent = -1;   // -1: the thread itself
+  Clock clock = 0;  // of the agent
+  int who() const { return agent < 0 ? thread : agent; }
+  Clock when(const Clocks &clocks) const { return agent < 0 ? clocks.now(thread) : clock; }
 };
 
 // Of the shared memory of one block.

@@ -52,6 +52,10 @@ std::unique_ptr<Block> Scheduler::start(uint64_t number) {
   block->shared.assign(run_.shared_bytes, std::byte{0xff});
   block->initialised.assign(run_.shared_bytes, std::byte{0});
   for (Barrier &barrier : block->barriers) barrier = {};
+  block->mbarriers.clear();
+  block->bulk.clear();
+  block->bulk_groups.clear();
+  block->warpgroups.assign((warps + 3) / 4, {});
   if (run_.options.races) {
     block->clocks = std::make_unique<Clocks>(number, static_cast<int>(warps * kLanes));
     block->shadow = std::make_unique<SharedShadow>(run_.shared_bytes);
@@ -105,7 +109,8 @@ void Scheduler::start_warp(Block &block, int index) {
   all(kNwarpId, static_cast<uint32_t>(block.warps.size()));
   all(kSmId, 0);
   all(kNsmId, 1);
-  all(kClusterRank, 0);
+  all(kZero, 0);
+  all(kOne, 1);
   all(kClock, 0);
   all(kDynamicSharedBytes, static_cast<uint32_t>(run_.shared_bytes - run_.kernel.static_shared_bytes));
   all(kTotalSharedBytes, static_cast<uint32_t>(run_.shared_bytes));
@@ -173,15 +178,44 @@ bool Scheduler::visit(Block &block) {
     warp = choose(block, warp);
     if (warp == nullptr) deadlock(block);
     const uint64_t before = run_.changes;
-    warp->watched = false;
+    warp->watched = warp->failed = false;
     turn(*warp, run_.options.order == Order::kRandom ? 1 + run_.random() % kRandomTurn : kTurn);
     ++turns;
+    warp->failures = warp->failed && run_.changes == before ? warp->failures + 1 : 0;
+    warp->changes_at_failure = run_.changes;
+    if (warp->failures != 0 && stuck(block)) {
+      // Bulk copies that are under way arrive when nothing else goes on; or there is nothing that could.
+      if (!land_one(block)) deadlock(block);
+    } else if (run_.options.copies == Copies::kRandom && !block.bulk.empty() && run_.random() % 16 == 0) {
+      land_one(block);
+    }
     idle = warp->watched && run_.changes == before ? idle + 1 : 0;
     if (idle > 4 * block.warps.size()) return false;
     // Whoever changes something while waiting is given time, but not for ever.
     if (warp->watched && turns % kTurnsOfWaiting == 0) return false;
   }
   return true;
+}
+
+// Whether all that could run waits for mbarriers or wgmma of the block itself, and nothing has changed since it looked.
+bool Scheduler::stuck(const Block &block) const {
+  return std::all_of(block.warps.begin(), block.warps.end(), [&](const Warp &w) {
+    if (w.state != State::kReady) return true;
+    const auto groups = static_cast<uint32_t>(
+        std::count_if(w.groups.begin(), w.groups.end(), [](const Group &group) { return !group.parked; }));
+    // Groups of lanes take turns at waiting.
+    return !w.watched && w.changes_at_failure == run_.changes && w.failures >= (groups > 1 ? 4 * groups : 1);
+  });
+}
+
+bool Scheduler::land_one(Block &block) {
+  for (size_t k = 0; k < block.bulk.size(); ++k) {
+    const size_t at = run_.options.copies == Copies::kRandom ? run_.random() % block.bulk.size() : k;
+    if (block.bulk[at].shape->direction != BulkShape::kLoad) continue;  // those end at their waits
+    land_bulk_copy(block, at);
+    return true;
+  }
+  return false;
 }
 
 // ---- Groups of lanes
@@ -250,6 +284,7 @@ bool Scheduler::run_group(Warp &w, size_t at, uint64_t &budget) {
     }
     w.pc = pc;
     --budget;
+    if (i.touches_matrix_register && active != 0 && run_.options.races) touch_matrix_registers(w, i, active);
     switch (i.control) {
       case Control::kNone:
         if (active != 0) i.run(w, i, active);
@@ -315,6 +350,34 @@ bool Scheduler::run_group(Warp &w, size_t at, uint64_t &budget) {
         if (w.state != State::kReady) return false;
         ++pc;
         break;
+      case Control::kPoll:
+        if (active != 0) i.run(w, i, active);
+        ++pc;
+        if (active != 0 && w.failed) {
+          w.rounds = w.groups.size() > 1 ? kPatience + 1 : 0;
+          leave();
+          return false;
+        }
+        break;
+      case Control::kAwait:
+        if (active == 0) {
+          ++pc;
+          break;
+        }
+        if ((w.live & ~active) != 0) {
+          w.groups.push_back({pc, active, true});
+          w.groups[at].lanes &= ~active;
+          ++pc;
+          return leave();
+        }
+        i.run(w, i, active);
+        if (w.failed) {
+          --executed[pc];  // it counts when it returns
+          leave();
+          return false;
+        }
+        ++pc;
+        break;
       case Control::kYield:
         w.watched = true;
         ++pc;
@@ -345,6 +408,11 @@ bool Scheduler::branch_table(Warp &w, size_t at, const Instruction &i, Mask lane
 
 void Scheduler::end_lanes(Warp &w, size_t at, Mask ending) {
   w.groups[at].lanes &= ~ending;
+  each_lane(ending, [&](int lane) { end_of_thread(w, lane); });
+  if (!w.matrix_in_flight.empty() && (w.live & ~ending) == 0) {
+    run_.report(w, Kind::kInFlight, __builtin_ctz(ending), "the warp ends, and nothing has waited for its wgmma",
+                {w.matrix_in_flight.front().second, w.block->number, w.thread(__builtin_ctz(ending))});
+  }
   w.live &= ~ending;
   land_copies(w, ending, Landing::kAll, 0);
   for (Group &group : w.groups) group.parked = false;  // perhaps they waited for these
@@ -353,6 +421,7 @@ void Scheduler::end_lanes(Warp &w, size_t at, Mask ending) {
   w.state = State::kEnded;
   ++w.block->ended;
   ++run_.changes;
+  if (w.block->ended == w.block->warps.size()) end_of_block(w);
   for (Barrier &barrier : w.block->barriers) {
     if (barrier.in_use && barrier.expected == 0) complete_if_full(*w.block, barrier);
   }
@@ -466,6 +535,11 @@ void Scheduler::deadlock(const Block &block) {
     if (first == nullptr) first = &w;
     where += "; warp " + std::to_string(w.index) + (w.state == State::kAtBarrier ? " waits at " : " spins at ") +
              run_.line(w.pc).text() + " " + run_.kernel.texts[w.pc];
+  }
+  for (const auto &[offset, m] : block.mbarriers) {
+    where += "; mbarrier at shared memory + " + std::to_string(offset) + " (init at " + run_.line(m.pc).text() +
+             ") in phase " + std::to_string(m.phase) + " waits for " + std::to_string(m.pending) + " of " +
+             std::to_string(m.expected) + " arrivals and " + std::to_string(m.bytes) + " bytes";
   }
   run_.stop(*first, Kind::kDeadlock, __builtin_ctz(first->live), "no warp of the block can go on" + where);
 }

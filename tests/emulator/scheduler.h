@@ -18,6 +18,9 @@ class Scheduler {
   void start_warp(Block &block, int index);
   // Runs a block until it ends (true), or until all it does is wait for others (false).
   bool visit(Block &block);
+  bool stuck(const Block &block) const;
+  // Ends a bulk copy to shared memory, if there is one.
+  bool land_one(Block &block);
   Warp *choose(Block &block, const Warp *last);
 
   void turn(Warp &warp, uint64_t instructions);
