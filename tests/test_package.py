@@ -13,8 +13,8 @@ import pytest
 
 import flash
 
-FILES = sorted(file for path in flash.__path__ for file in Path(path).glob("*.py"))
-MODULES = ["flash" if file.stem == "__init__" else f"flash.{file.stem}" for file in FILES]
+FILES = sorted(file.relative_to(path) for path in flash.__path__ for file in Path(path).rglob("*.py"))
+MODULES = [".".join(("flash", *file.with_suffix("").parts)).removesuffix(".__init__") for file in FILES]
 FRAMEWORKS = {"cupy", "jax", "matplotlib", "ml_dtypes", "torch"}
 
 

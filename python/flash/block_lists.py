@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy
@@ -55,7 +56,9 @@ def place_of(array: Array) -> tuple[Hashable, Callable[[Array], Array]]:
     torch, cupy, jax = (sys.modules.get(name) for name in ("torch", "cupy", "jax"))
     if torch is not None and isinstance(array, torch.Tensor):
         device = array.device
-        return ("torch", device), lambda x: torch.from_numpy(x.copy()).to(device)
+        # A thread of its own has none of the caller's modes: what a mask keeps must be a plain tensor also where the
+        # first call is one under inference mode, or one that torch.export traces.
+        return ("torch", str(device)), lambda x: _apart(lambda: torch.from_numpy(x.copy()).to(device))
     if cupy is not None and isinstance(array, cupy.ndarray):
 
         def put(x: Array) -> Array:
@@ -69,3 +72,9 @@ def place_of(array: Array) -> tuple[Hashable, Callable[[Array], Array]]:
         (device,) = array.devices()
         return ("jax", device), lambda x: jax.device_put(x, device)
     return ("numpy",), lambda x: x
+
+
+def _apart(function: Callable[[], Array]) -> Array:
+    """What a function returns, called in a thread of its own."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(function).result()

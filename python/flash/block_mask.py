@@ -77,7 +77,7 @@ class BlockMask:
     Lk: int
     row_start: Array
     columns: Array
-    _copies: dict[Hashable, BlockLists] = field(default_factory=dict, init=False)
+    lists_by_place: dict[Hashable, BlockLists] = field(default_factory=dict, init=False)
     _expansions: dict[tuple[int, ...], BlockMask] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -572,10 +572,10 @@ class BlockMask:
     def _lists_at(self, array: Array) -> BlockLists:
         """The lists where an array lives, with this mask's leading shape."""
         place, put = place_of(array)
-        if place not in self._copies:
+        if place not in self.lists_by_place:
             lists = self.row_start, self.columns, self.column_start, self.rows
-            self._copies[place] = BlockLists(*(put(x) for x in lists))
-        return self._copies[place]
+            self.lists_by_place[place] = BlockLists(*(put(x) for x in lists))
+        return self.lists_by_place[place]
 
     def _expanded(self, leading: tuple[int, ...]) -> BlockMask:
         """The mask with its leading shape broadcast, for when only some axes of N have size 1."""
