@@ -269,15 +269,19 @@ class GPT:
             self._block_masks[L] = near & flash.BlockMask.causal(L, L, s.block_size)
         return self._block_masks[L]
 
-    def generate(
-        self, tokens: list[int], count: int, temperature: float, generator: numpy.random.Generator
-    ) -> list[int]:
-        """The tokens and `count` more, each drawn from softmax(logits / temperature) after all those before it."""
-        tokens = list(tokens)
-        for _ in range(count):
-            window = self.xp.asarray([tokens[-self.shape.context :]])
-            last = self.logits(window)[0][-1]
-            # Drawn on the host, in float64. The largest of logits + Gumbel noise is a draw from their softmax.
-            scores = numpy.asarray(last.tolist()) + temperature * generator.gumbel(size=self.shape.vocabulary)
-            tokens.append(int(scores.argmax()))
-        return tokens
+
+def generate(
+    scores: Callable[[list[int]], list[float]],
+    context: int,
+    tokens: list[int],
+    count: int,
+    temperature: float,
+    generator: numpy.random.Generator,
+) -> list[int]:
+    """The tokens and `count` more. scores: what a model gives each token after a list of at most `context`."""
+    tokens = list(tokens)
+    for _ in range(count):
+        last = numpy.asarray(scores(tokens[-context:]))
+        # Drawn on the host, in float64. The largest of logits + Gumbel noise is a draw from their softmax.
+        tokens.append(int((last + temperature * generator.gumbel(size=last.size)).argmax()))
+    return tokens

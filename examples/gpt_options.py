@@ -1,4 +1,7 @@
-"""What a run of train_gpt.py depends on: its options, on the command line and in a checkpoint."""
+"""What a training run depends on: its options, on the command line and in a checkpoint.
+
+These are train_gpt.py's. Another program derives from `Options`: a field of the same name takes its place.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy
 from gpt import ATTENTIONS
 
 T = TypeVar("T")
+AnyOptions = TypeVar("AnyOptions", bound="Options")
 
 
 def option(default: T, help: str, *, free: bool = False, **parser: Any) -> T:
@@ -26,6 +30,8 @@ def option(default: T, help: str, *, free: bool = False, **parser: Any) -> T:
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Everything that a run depends on."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # of an option "preset": values for what isn't given
 
     text: str = option("", "UTF-8 file to learn from; default: the source of Python's standard library", metavar="FILE")
     device: str = option("cpu", "cpu: NumPy; cuda: CuPy", choices=("cpu", "cuda"))
@@ -103,9 +109,9 @@ def require(right: bool, options: Options, name: str, wanted: str) -> None:
         raise ValueError(f"--{name.replace('_', '-')}: must be {wanted}, got {getattr(options, name)}")
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Options:
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, kind: type[AnyOptions]) -> AnyOptions:
     """The options of a command line; with --resume, those that it doesn't give are the checkpoint's."""
-    for field in dataclasses.fields(Options):
+    for field in dataclasses.fields(kind):
         flag = isinstance(field.default, bool)
         shown = "" if field.default in ("", False) else f" (default: {field.default})"
         parser.add_argument(
@@ -116,10 +122,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Option
             **field.metadata["parser"],
         )
     given = vars(parser.parse_args(argv))
-    options = Options(**given)
+    given = kind.presets.get(given.get("preset", ""), {}) | given
+    options = kind(**given)
     options.check_folder()
     if options.resume:
-        before = stored_options(options.checkpoint)
+        before = stored_options(options.checkpoint, kind)
         for name in before.keys() & given.keys():
             require(given[name] == before[name], options, name, f"{before[name]} as in the checkpoint to resume")
         options = dataclasses.replace(options, **before)
@@ -127,9 +134,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Option
     return options
 
 
-def stored_options(checkpoint: Path) -> dict[str, Any]:
+def stored_options(checkpoint: Path, kind: type[Options]) -> dict[str, Any]:
     """The options in a checkpoint that a resumed run must share."""
-    names = [field.name for field in dataclasses.fields(Options) if not field.metadata["free"]]
+    names = [field.name for field in dataclasses.fields(kind) if not field.metadata["free"]]
     try:
         with open(checkpoint, "rb") as stream, numpy.load(stream) as stored:
             options = json.loads(str(stored["about"]))["options"]

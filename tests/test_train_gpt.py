@@ -34,6 +34,11 @@ def trainer(example):
 
 
 @pytest.fixture
+def shared(example):
+    return example("training")
+
+
+@pytest.fixture
 def run(trainer, tmp_path, monkeypatch):
     """Runs the command line in an empty folder, on a text of random words."""
     monkeypatch.chdir(tmp_path)
@@ -106,8 +111,12 @@ def test_block_sparse_model_does_not_see_far_keys(example):
 def test_sample_follows_the_logits(example):
     gpt = example("gpt")
     model = gpt.GPT(gpt.Shape(7, 8, 1, 1, 4), numpy, "f4", seed=0)
-    generator = numpy.random.default_rng(0)
-    greedy = model.generate([3], 12, 0.0, generator)
+
+    def scores(tokens):
+        assert len(tokens) <= 8
+        return model.logits(numpy.array([tokens]))[0][-1].tolist()
+
+    greedy = gpt.generate(scores, 8, [3], 12, 0.0, numpy.random.default_rng(0))
     assert len(greedy) == 13 and greedy[0] == 3
     assert greedy[-1] == model.logits(numpy.array([greedy[-9:-1]]))[0][-1].argmax()
 
@@ -144,17 +153,17 @@ def test_block_sparse_attention_learns(run):
     assert result.validation[-1][1] < 0.8 * result.validation[0][1]
 
 
-def test_default_text_is_the_standard_library(trainer):
-    text = trainer.Text(trainer.read_text(""), 64, 128)
-    assert len(text.training) + len(text.validation) == trainer.STDLIB_LIMIT
+def test_default_text_is_the_standard_library(shared):
+    text = shared.Text(shared.read_text(""), 64, 128)
+    assert len(text.training) + len(text.validation) == shared.STDLIB_LIMIT
     assert len(text.characters) == 64 and text.decode(text.encode("def f(x)\N{SNOWMAN}")) == "def f(x)\ufffd"
     assert "import" in text.decode(text.training[:20_000])
 
 
-def test_schedule_and_decay(trainer):
+def test_schedule_and_decay(trainer, shared):
     options = trainer.Options(steps=100, warmup=10, lr=1.0, layers=1, weight_decay=0.5)
     training = trainer.Training(options, trainer.Text("abcdefgh" * 200, 8, options.context))
-    rates = [training.optimizer.learning_rate(step) for step in range(1, 101)]
+    rates = [shared.learning_rate(options, step) for step in range(1, 101)]
     assert rates[0] == 0.1 and max(rates) == rates[9] == 1.0 and rates[-1] == pytest.approx(0.1)
     assert rates[54] == pytest.approx(0.55)
     decayed = {name for name, p in training.model.p.items() if p.ndim == 2}
@@ -271,7 +280,7 @@ def test_divergence_ends_with_a_message(run):
             run("--steps", "20", "--lr", "1e30", "--warmup", "0", "--clip", "0")
 
 
-def test_progress_bar_is_redrawn_on_a_terminal(trainer):
+def test_progress_bar_is_redrawn_on_a_terminal(shared):
     class Terminal:
         def __init__(self):
             self.text = ""
@@ -285,7 +294,7 @@ def test_progress_bar_is_redrawn_on_a_terminal(trainer):
         def isatty(self):
             return True
 
-    progress = trainer.Progress(4, 0, Terminal())
+    progress = shared.Progress(4, 0, Terminal())
     progress.update(2, "loss 1.0")
     assert progress.stream.text.startswith("\r\x1b[K[############............] step 2/4  loss 1.0")
     assert "\n" not in progress.stream.text
