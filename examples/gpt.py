@@ -130,6 +130,12 @@ class Shape:
     window: int = 64
 
 
+def block_mask(shape: Shape, L: int) -> flash.BlockMask:
+    """Longformer's pattern: the last `window` keys, and the first block of keys for everybody."""
+    near = flash.BlockMask.local_global(L, L, shape.block_size, window=(shape.window - 1, 0), global_blocks=1)
+    return near & flash.BlockMask.causal(L, L, shape.block_size)
+
+
 class GPT:
     """Parameters, their gradients, and the forward and backward of the whole model.
 
@@ -264,9 +270,7 @@ class GPT:
         if s.attention != "block-sparse":
             return None
         if L not in self._block_masks:
-            # Longformer's pattern: the last `window` keys, and the first block of keys for everybody.
-            near = flash.BlockMask.local_global(L, L, s.block_size, window=(s.window - 1, 0), global_blocks=1)
-            self._block_masks[L] = near & flash.BlockMask.causal(L, L, s.block_size)
+            self._block_masks[L] = block_mask(s, L)
         return self._block_masks[L]
 
 

@@ -103,6 +103,34 @@ class Options:
         return self.accumulate * self.batch * self.context
 
 
+# Radford et al., "Language Models are Unsupervised Multitask Learners", 2019; the optimizer of Brown et al., "Language
+# Models are Few-Shot Learners", arXiv:2005.14165, for its smallest model.
+GPT2_SMALL: dict[str, Any] = {
+    **{"tokenizer": "auto", "vocabulary": 50257, "context": 1024, "layers": 12, "heads": 12, "d_model": 768},
+    **{"batch": 16, "accumulate": 16, "dropout": 0.1, "dtype": "bfloat16", "compile": True},
+    **{"lr": 6e-4, "warmup": 700, "steps": 20000, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Options):
+    """What programs for frameworks have beside."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"gpt2-small": GPT2_SMALL}
+
+    preset: str = option("", "values for the options that aren't given", choices=("gpt2-small",))
+    tokenizer: str = option(
+        "characters",
+        "what a token is; gpt2: byte pairs, by tiktoken or transformers; auto: gpt2 where it can be had",
+        choices=("characters", "gpt2", "auto"),
+    )
+    dropout: float = option(0.0, "share of the activations and probabilities that is dropped in training")
+
+    def check(self) -> None:
+        super().check()
+        require(0 <= self.dropout < 1, self, "dropout", "at least 0 and less than 1")
+
+
 def require(right: bool, options: Options, name: str, wanted: str) -> None:
     """Raise ValueError with the option, what was wanted and what was given."""
     if not right:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy
 from gpt import Array, Shape, generate
-from gpt_options import AnyOptions, Options, parse, require
+from gpt_options import AnyOptions, ModelOptions, Options, parse, require
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what characters outside the vocabulary become
 STDLIB_LIMIT = 2_000_000  # characters of Python's source to read: more than the default run sees
@@ -75,6 +75,69 @@ class Text:
     def decode(self, tokens: Sequence[int]) -> str:
         """Numbers as characters."""
         return "".join(self.characters[i] for i in tokens)
+
+
+class PairText(Text):
+    """A text as byte pairs, by GPT-2's tokenizer."""
+
+    unit = "token"
+
+    def read(self, text: str, vocabulary: int) -> None:
+        self.digest += " in byte pairs"
+        self.pairs = byte_pairs()
+
+    @property
+    def vocabulary(self) -> int:
+        return self.pairs.size
+
+    def prompt(self, options: Options) -> list[int]:
+        return self.encode(options.prompt or "\n")
+
+    def encode(self, text: str) -> list[int]:
+        return self.pairs.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.pairs.decode([int(token) for token in tokens])
+
+
+class BytePairs(NamedTuple):
+    """A tokenizer."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    size: int
+
+
+def byte_pairs() -> BytePairs:
+    """GPT-2's tokenizer, from the first package that has it; both fetch its vocabulary at first use."""
+    reasons = []
+    try:
+        import tiktoken
+
+        encoding = tiktoken.get_encoding("gpt2")
+        return BytePairs(encoding.encode_ordinary, encoding.decode, encoding.n_vocab)
+    except Exception as error:
+        reasons.append(f"tiktoken: {error}")
+    try:
+        from transformers import GPT2TokenizerFast
+
+        tokenizer = GPT2TokenizerFast.from_pretrained("gpt2")
+        return BytePairs(tokenizer.encode, tokenizer.decode, len(tokenizer))
+    except Exception as error:
+        reasons.append(f"transformers: {error}")
+    shown = "; ".join(" ".join(reason.split())[:120] for reason in reasons)
+    raise ValueError(f"--tokenizer: gpt2 must be had from tiktoken or transformers, but {shown}")
+
+
+def text_type(options: ModelOptions) -> type[Text]:
+    """What --tokenizer asks for."""
+    if options.tokenizer == "auto":
+        try:
+            byte_pairs()
+        except ValueError as error:
+            print(f"{error}; so the tokens are characters", file=sys.stderr)
+            return Text
+    return Text if options.tokenizer == "characters" else PairText
 
 
 def read_text(file: str) -> str:
