@@ -160,6 +160,15 @@ cudaError_t cudaLaunchKernel(const void *stub, dim3 grid, dim3 block, void **arg
                              cudaStream_t stream) {
   return launch(stub, grid, block, arguments, shared_bytes, stream);
 }
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *stub, void **arguments) {
+  for (unsigned k = 0; k < config->numAttrs; ++k) {
+    const cudaLaunchAttribute &attribute = config->attrs[k];
+    const auto &cluster = attribute.val.clusterDim;
+    if (attribute.id == cudaLaunchAttributeClusterDimension && (cluster.x != 1 || cluster.y != 1 || cluster.z != 1))
+      return finished(cudaErrorNotSupported);  // clusters of several blocks aren't emulated
+  }
+  return launch(stub, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, config->stream);
+}
 cudaError_t cudaFuncSetAttribute(const void *stub, cudaFuncAttribute attribute, int value) {
   return on_device([&] {
     if (!Device::get().has_kernel(stub)) return cudaErrorInvalidDeviceFunction;

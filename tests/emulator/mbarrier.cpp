@@ -103,17 +103,22 @@ void invalidate(Warp &w, const Instruction &i, Mask mask) {
 
 enum Arrival : uint8_t { kPlain = 0, kExpect = 1, kDrop = 2 };
 
-// in[1]: arrivals, or bytes to expect; out[0]: the state, if wanted: here the number of the phase.
+// A state: the number of the phase, and what was pending in it before the arrival.
+uint64_t state_of(const Mbarrier &m) { return m.phase << 20 | m.pending; }
+
+// in[1]: arrivals, or bytes to expect; out[0]: the state, if wanted.
 void arrive(Warp &w, const Instruction &i, Mask mask) {
   each_mbarrier(w, i, mask, [&](int lane, uint32_t offset, Mbarrier &m) {
     const uint32_t value = i.in[1].given() ? w.in<uint32_t>(i.in[1])[lane] : 1;
-    if (i.out[0].given()) w.out<uint64_t>(i.out[0])[lane] = m.phase;
+    if (i.out[0].given()) w.out<uint64_t>(i.out[0])[lane] = state_of(m);
     if (i.mode & kExpect) expect_bytes(w, lane, offset, m, value);
     const uint32_t count = i.mode & kExpect ? 1 : value;
     if (i.mode & kDrop) m.expected -= std::min(count, m.expected);
     arrive_one(w, i, lane, offset, m, count);
   });
 }
+
+uint32_t pending_count(uint64_t state) { return static_cast<uint32_t>(state & kMostArrivals); }
 
 void expect(Warp &w, const Instruction &i, Mask mask) {
   each_mbarrier(w, i, mask, [&](int lane, uint32_t offset, Mbarrier &m) {
@@ -138,7 +143,7 @@ void wait(Warp &w, const Instruction &i, Mask mask) {
         w.run->report(w, Kind::kMbarrier, lane, "parity " + std::to_string(parity) + " of " + where(offset));
       done = (m.phase & 1) != (parity & 1);
     } else {
-      done = m.phase > w.in<uint64_t>(i.in[1])[lane];
+      done = m.phase > w.in<uint64_t>(i.in[1])[lane] >> 20;
     }
     if (!done) return;
     ended |= Mask{1} << lane;
@@ -252,6 +257,14 @@ std::vector<Opcode> mbarrier_opcodes() {
       {"mbarrier.arrive_drop", [](Builder &b) { decode_arrive(b, kDrop); }},
       {"mbarrier.expect_tx", [](Builder &b) { decode_with_value(b, expect); }},
       {"mbarrier.complete_tx", [](Builder &b) { decode_with_value(b, complete); }},
+      {"mbarrier.pending_count",
+       [](Builder &b) {
+         b.take("b64");
+         b.expect(2, 2);
+         b.result.out[0] = b.target(0, kWord);
+         b.result.in[0] = b.source(1, kState);
+         b.result.run = lanes<pending_count>;
+       }},
       {"mbarrier.test_wait", decode_wait},
       {"mbarrier.try_wait", decode_wait},
       {"cp.async.mbarrier.arrive",

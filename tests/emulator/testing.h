@@ -20,6 +20,7 @@ void test_memory();
 void test_warps();
 void test_races();
 void test_kernels();
+void test_hopper();
 void test_hopper_kernel();
 void test_faults();
 
