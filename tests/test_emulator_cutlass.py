@@ -24,11 +24,14 @@ def programs(cutlass: Path, build_emulator: Callable[[str], Path]) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["attention_forward", "attention_backward", "gemm"])
-def test_cutlass(programs: Path, program: str) -> None:
+@pytest.mark.parametrize(
+    ("program", "device"),
+    [("attention_forward", "80"), ("attention_backward", "80"), ("gemm", "80"), ("attention_hopper", "90")],
+)
+def test_cutlass(programs: Path, program: str, device: str) -> None:
     run = subprocess.run(
         [programs / f"cutlass_{program}"],
-        env={**os.environ, "EMULATOR_DEVICES": "80"},
+        env={**os.environ, "EMULATOR_DEVICES": device},
         capture_output=True,
         text=True,
         timeout=300,

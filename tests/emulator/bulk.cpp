@@ -407,14 +407,29 @@ void start_store(Warp &w, const BulkShape &shape, int lane) {
   if (run.options.copies == Copies::kEager || at_random(run)) land_bulk_copy(block, block.bulk.size() - 1);
 }
 
+// Lanes of one instruction that store the same bytes to the same place are one copy, as CUTLASS's epilogues have it.
+Mask different_stores(const Warp &w, const BulkShape &shape, Mask mask) {
+  const auto same = [&](const Operand &o, int a, int b) {
+    if (!o.given()) return true;
+    const std::byte *lanes = w.in<std::byte>(o);
+    return std::memcmp(lanes + a * o.bytes, lanes + b * o.bytes, o.bytes) == 0;
+  };
+  const int first = __builtin_ctz(mask);
+  Mask different = Mask{1} << first;
+  each_lane(mask & ~different, [&](int lane) {
+    bool is_same =
+        same(shape.shared.base, first, lane) && same(shape.global.base, first, lane) && same(shape.bytes, first, lane);
+    for (const Operand &x : shape.coordinates) is_same = is_same && same(x, first, lane);
+    different |= Mask{!is_same} << lane;
+  });
+  return different;
+}
+
 void start(Warp &w, const Instruction &i, Mask mask) {
   const BulkShape &shape = w.run->kernel.bulk_shapes[i.target];
-  each_lane(mask, [&](int lane) {
-    if (shape.direction == BulkShape::kLoad)
-      start_load(w, shape, lane);
-    else
-      start_store(w, shape, lane);
-  });
+  if (shape.direction == BulkShape::kLoad) return each_lane(mask, [&](int lane) { start_load(w, shape, lane); });
+  if (shape.direction == BulkShape::kStore) mask = different_stores(w, shape, mask);
+  each_lane(mask, [&](int lane) { start_store(w, shape, lane); });
 }
 
 void commit(Warp &w, const Instruction &, Mask mask) {

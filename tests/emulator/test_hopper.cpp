@@ -231,6 +231,12 @@ void bulk_copies() {
   CHECK(reports(store(ready, kCommit + kStore + kCommit + "@%p7 cp.async.bulk.wait_group 1;" + kMeet + kFill),
                 Kind::kRace, 64));
   CHECK(reports(kMine + kFenceAsync + kStore + finish, Kind::kUninitialised));
+  // All lanes of a warp store the same, or different bytes to one place.
+  const std::string all = "setp.lt.u32 %p7, %tid, 32;";
+  CHECK(reports(store(ready + all, finish), std::nullopt, 64));
+  CHECK(reports(store(ready + all + "shl.b32 %r4, %lane, 5; and.b32 %r4, %r4, 32; add.u32 %r20, %r20, %r4;",
+                      "@%p7 cp.async.bulk.commit_group;" + kWait),
+                Kind::kRace, 128));
 }
 
 // What cp.reduce.async.bulk leaves of two words.

@@ -30,11 +30,10 @@ struct Forward {
     const auto lse_strides = make_stride(_1{}, make_stride(s.H * s.lse_stride(), s.lse_stride()));
     cutlass::KernelHardwareInfo hardware;
     hardware.sm_count = 4;  // fewer blocks than tiles: a persistent kernel has several
-    typename Operation::Arguments arguments{
-        {s.B, s.H, s.Lq, s.Lk, s.D},
-        {q.data(), rows(s.Lq), k.data(), rows(s.Lk), v.data(), rows(s.Lk)},
-        {o.data(), rows(s.Lq), lse.data(), lse_strides},
-        hardware};
+    typename Operation::Arguments arguments{{s.B, s.H, s.Lq, s.Lk, s.D},
+                                            {q.data(), rows(s.Lq), k.data(), rows(s.Lk), v.data(), rows(s.Lk)},
+                                            {o.data(), rows(s.Lq), lse.data(), lse_strides},
+                                            hardware};
     Operation operation;
     const bool fine = Operation::can_implement(arguments) == cutlass::Status::kSuccess &&
                       operation.initialize(arguments) == cutlass::Status::kSuccess &&
