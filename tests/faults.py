@@ -343,8 +343,8 @@ def _traffic(launches: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 REPORTS = (
-    "out of bounds", "misaligned", "read only", "uninitialised", "race", "in flight", "missing fence", "mbarrier", "barrier",
-    "deadlock", "trap", "timeout", "launch",
+    "out of bounds", "misaligned", "read only", "uninitialised", "race", "in flight", "missing fence", "mbarrier",
+    "barrier", "deadlock", "trap", "timeout", "launch",
 )  # fmt: skip
 
 

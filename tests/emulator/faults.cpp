@@ -117,12 +117,51 @@ Flow address_flow(const WrittenKernel &kernel) {
   return flow;
 }
 
+// ---- Registers that reach a descriptor of wgmma, with the least by which they change it --------------------------------
+
+std::map<std::string, int64_t> descriptor_units(const WrittenKernel &kernel, const Flow &flow) {
+  std::map<std::string, int64_t> units;
+  std::vector<std::string> open;
+  const auto reach = [&](const std::string &name, int64_t unit) {
+    if (units.emplace(name, unit).second) open.push_back(name);
+  };
+  for (const Statement &s : kernel.statements) {
+    if (!s.is("wgmma.mma_async")) continue;
+    for (size_t k = 1; k < 3 && k < s.operands.size(); ++k) {
+      if (s.operands[k].text.front() == '{') continue;  // A in registers
+      for (const std::string &name : s.operands[k].registers) reach(name, 1);
+    }
+  }
+  while (!open.empty()) {
+    const std::string name = open.back();
+    open.pop_back();
+    const auto writers = flow.writers.find(name);
+    if (writers == flow.writers.end()) continue;
+    for (size_t n : writers->second) {
+      const Statement &s = kernel.statements[n];
+      if (s.is("shfl") || s.operands.size() < 2) continue;
+      const int64_t constant = s.operands.size() > 2 ? integer_of(s.operands[2].text).value_or(0) : 0;
+      int64_t unit = units.at(name);
+      if ((s.is("shr") || s.is("bfe")) && constant < 16) unit <<= constant;
+      if (s.is("shl") && constant < 16) unit = std::max<int64_t>(1, unit >> constant);
+      if (s.is("and")) unit = std::max(unit, constant & -constant);  // the compiler knows how a tile is aligned
+      for (size_t k = 1; k < s.operands.size(); ++k)
+        for (const std::string &source : s.operands[k].registers) reach(source, unit);
+    }
+  }
+  return units;
+}
+
 // ---- The faults -------------------------------------------------------------------------------------------------------
 
 class Finder {
  public:
   Finder(std::string_view ptx, std::string_view kernel)
-      : ptx_(ptx), name_(kernel), kernel_(written_kernel(ptx, kernel)), flow_(address_flow(kernel_)) {
+      : ptx_(ptx),
+        name_(kernel),
+        kernel_(written_kernel(ptx, kernel)),
+        flow_(address_flow(kernel_)),
+        descriptor_units_(descriptor_units(kernel_, flow_)) {
     const Module module = load_module(ptx);
     for (InstructionInfo &i : module.instructions(kernel)) lines_.emplace(i.ptx_line, std::move(i.line));
   }
@@ -133,17 +172,21 @@ class Finder {
     for (size_t n = 0; n < kernel_.statements.size(); ++n) {
       const Statement &s = kernel_.statements[n];
       synchronisation(s);
+      order(n);
       predicate(s);
       offsets(s);
+      descriptor(s);
       if (!step(s)) constants(s);
     }
     return std::move(faults_);
   }
 
  private:
-  void add(const Statement &s, FaultKind kind, std::string what, std::string replacement) {
+  enum class Lines { kLost, kKept };
+  // The replacement of a statement's text, which has lost its line breaks unless it says otherwise.
+  void add(const Statement &s, FaultKind kind, std::string what, std::string replacement, Lines lines = Lines::kLost) {
     const std::string_view old = ptx_.substr(s.begin, s.end - s.begin);
-    replacement.append(static_cast<size_t>(std::count(old.begin(), old.end(), '\n')), '\n');
+    if (lines == Lines::kLost) replacement.append(static_cast<size_t>(std::count(old.begin(), old.end(), '\n')), '\n');
     Line line = lines_.count(s.line) != 0 ? lines_.at(s.line) : Line{"ptx", s.line, "ptx", s.line, ""};
     line.ptx = std::string(old);
     faults_.push_back({name_, kind, std::move(what), s.line, s.begin, s.end, std::move(replacement), std::move(line)});
@@ -197,6 +240,63 @@ class Finder {
     if (s.is("mbarrier.init")) changed(1, 1, "expects one arrival more");
     if (s.is("mbarrier.try_wait") || s.is("mbarrier.test_wait"))
       add(s, FaultKind::kSynchronisation, "wait always succeeds", set(s, 0, true));
+    if (s.has("parity") && s.operands.size() > 2)
+      add(s, FaultKind::kSynchronisation, "wait of the other parity", with_changed(s, s.operands[2], "xor.b32", 1));
+    const bool is_named =
+        (s.is("bar") || s.is("barrier")) && !s.has("warp") && !s.has("cluster") && s.operands.size() == 2;
+    if (is_named) {
+      changed(0, 1, "the next barrier");
+      changed(1, 32, "32 threads more");
+    }
+  }
+
+  // The statement with a register or literal in it changed by `opcode`, within it alone.
+  std::string with_changed(const Statement &s, const WrittenOperand &o, std::string_view opcode, int by) const {
+    return "{ .reg .b32 changed; " + std::string(opcode) + " changed, " + std::string(o.text) + ", " +
+           std::to_string(by) + "; " + edited(s, o, "changed") + " }";
+  }
+
+  // A wait for wgmma that comes behind the next arrival at an mbarrier: with it, its branch and the label behind it.
+  void order(size_t n) {
+    constexpr size_t kNear = 16;
+    if (!kernel_.statements[n].is("wgmma.wait_group")) return;
+    for (size_t k = n + 1; k + 1 < kernel_.statements.size() && k < n + kNear; ++k) {
+      const Statement &s = kernel_.statements[k];
+      if (s.is("wgmma") || s.is("bar") || s.is("barrier")) return;
+      if (!s.is("mbarrier.arrive") || s.has("expect_tx")) continue;
+      Statement both = kernel_.statements[n];
+      const size_t end = kernel_.statements[k + 1].begin;
+      const std::string wait(ptx_.substr(both.begin, both.end - both.begin));
+      const std::string between(ptx_.substr(both.end, end - both.end));
+      both.end = end;
+      add(both, FaultKind::kSynchronisation, "released before the wait", between + wait + " ", Lines::kKept);
+      return;
+    }
+  }
+
+  // A field of a constant that becomes part of a descriptor.
+  void descriptor(const Statement &s) {
+    if (!is_integer_arithmetic(s) || s.operands.empty() || s.operands[0].registers.empty()) return;
+    const auto unit = descriptor_units_.find(s.operands[0].registers[0]);
+    if (unit == descriptor_units_.end() || !(s.is("add") || s.is("sub") || s.is("or") || s.has("b64"))) return;
+    constexpr int64_t kLbo = int64_t{1} << 16, kSbo = int64_t{1} << 32, kField = 0x3fff;
+    for (size_t k = 1; k < s.operands.size(); ++k) {
+      const auto value = integer_of(s.operands[k].text);
+      if (!value || !s.operands[k].registers.empty()) continue;
+      const auto changed = [&](const std::string &what, int64_t to) {
+        add(s, FaultKind::kDescriptor, what, edited(s, s.operands[k], std::to_string(to)));
+      };
+      const auto bits = static_cast<uint64_t>(*value);
+      const bool is_wide = s.has("b64") || s.has("s64") || s.has("u64");
+      if (is_wide && (*value > kField || *value < -kField)) {
+        // CuTe and this project write 1 where LBO doesn't count.
+        if ((*value / kLbo & kField) > 1) changed("LBO + 16", *value + kLbo);
+        if ((*value / kSbo & kField) != 0) changed("SBO + 16", *value + kSbo);
+        if (bits >> 62 != 0) changed("another swizzle", static_cast<int64_t>(bits ^ uint64_t{1} << 63));
+      } else if (flow_.units.count(s.operands[0].registers[0]) == 0) {
+        changed("address moved", *value + unit->second);
+      }
+    }
   }
 
   // Predicates that decide: guards, and what leads to them; and choices.
@@ -212,6 +312,8 @@ class Finder {
       const Statement &s = kernel_.statements[n];
       if (!s.guard.empty()) decide(s.guard, true);
       if (s.is("selp") && s.operands.size() == 4)
+        for (const std::string &name : s.operands[3].registers) decide(name, false);
+      if (s.is("wgmma.mma_async") && s.operands.size() > 3)
         for (const std::string &name : s.operands[3].registers) decide(name, false);
       const bool is_logic = s.has("pred") || (s.is("setp") && s.operands.size() > 3);
       if (is_logic && !s.operands.empty())
@@ -297,10 +399,31 @@ class Finder {
     if (!is_access(s)) return;
     const int64_t bytes = access_bytes(s);
     for (const WrittenOperand &o : s.operands) {
-      // Of a tensor map the operand is {map, {coordinates}}: registers, that the slice follows.
-      if (!o.is_address() || o.text.find(',') != o.text.npos) continue;
+      if (!o.is_address()) continue;
+      if (o.text.find(',') != o.text.npos) {
+        coordinates(s, o);
+        continue;
+      }
       add(s, FaultKind::kAddress, "offset + " + std::to_string(bytes),
           edited(s, o.end - 1, o.end, "+" + std::to_string(bytes) + "]"));
+    }
+  }
+
+  // Of a tensor copy the operand is [map, {coordinates}].
+  void coordinates(const Statement &s, const WrittenOperand &o) {
+    size_t begin = o.text.find('{');
+    for (int d = 0; begin != o.text.npos; ++d) {
+      const size_t end = o.text.find_first_of(",}", begin + 1);
+      if (end == o.text.npos) return;
+      const std::string_view text = o.text.substr(begin + 1, end - begin - 1);
+      const size_t first = text.find_first_not_of(" \t\n");
+      WrittenOperand coordinate;
+      coordinate.text = text.substr(std::min(first, text.size()));
+      coordinate.begin = static_cast<size_t>(coordinate.text.data() - ptx_.data());
+      coordinate.end = coordinate.begin + coordinate.text.size();
+      add(s, FaultKind::kAddress, "coordinate " + std::to_string(d) + " + 1",
+          with_changed(s, coordinate, "add.s32", 1));
+      begin = o.text[end] == ',' ? end : o.text.npos;
     }
   }
 
@@ -370,6 +493,7 @@ class Finder {
   std::string name_;
   WrittenKernel kernel_;
   Flow flow_;
+  std::map<std::string, int64_t> descriptor_units_;
   std::unordered_map<int, Line> lines_;     // by PTX line
   std::set<std::string> guards_, choices_;  // predicates that decide what runs; all that decide anything
   std::set<std::string> float_bits_;        // registers
@@ -379,7 +503,7 @@ class Finder {
 }  // namespace
 
 const char *name_of(FaultKind kind) {
-  constexpr const char *kNames[] = {"synchronisation", "predicate", "address", "step"};
+  constexpr const char *kNames[] = {"synchronisation", "predicate", "address", "descriptor", "step"};
   return kNames[static_cast<size_t>(kind)];
 }
 

@@ -5,12 +5,14 @@
 //
 // The faults are those that people make when they write kernels:
 //
-//   synchronisation  a barrier, fence, wait, arrive or commit that isn't there; a wait for one group too few; a barrier in
-//                    memory that expects other bytes
+//   synchronisation  a barrier, fence, wait, arrive or commit that isn't there; a wait for one group too few, or of the
+//                    wrong parity; a barrier that expects other bytes, arrivals or threads, or is another one; a buffer
+//                    that is released before the wait for the wgmma that reads it
 //   predicate        a comparison that decides about a branch, an access or a choice: always true, always false, and off
 //                    by one (< for <=)
 //   address          a constant on the way to an address: the offset in an access, and what is added, multiplied, shifted
-//                    and masked before it, each changed by one element of what is accessed
+//                    and masked before it, each changed by one element of what is accessed; a box's coordinates
+//   descriptor       a field of a wgmma's descriptor: its address or strides 16 bytes off, another swizzle
 //   step             what a loop adds to a register on each turn, doubled
 //
 // They are found in the text alone, by what an opcode is and by which registers reach an address, so a new kernel needs
@@ -26,7 +28,7 @@
 
 namespace emulator {
 
-enum class FaultKind { kSynchronisation, kPredicate, kAddress, kStep };
+enum class FaultKind { kSynchronisation, kPredicate, kAddress, kDescriptor, kStep };
 const char *name_of(FaultKind kind);
 
 struct SeededFault {

@@ -141,6 +141,50 @@ void copies_and_waits() {
             "copies");
 }
 
+void of_hopper() {
+  const std::string copy = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes ";
+  same_list(
+      of_statements(
+          "wgmma.wait_group.sync.aligned 0;\n@%p1 bra after;\nmbarrier.arrive.shared::cta.b64 _, [%r1];\nafter:\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r1], %r2;\n"
+          "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 64;\n"
+          "bar.sync 1, 128; fence.proxy.async.shared::cta;\n" +
+          copy +
+          "[%r1], [%rd1, {%r2, 3}], [%r3];\n"
+          "add.s32 %r4, %r5, 32; shr.u32 %r6, %r4, 4; cvt.u64.u32 %rd2, %r6; or.b64 %rd3, %rd2, 4611686293372469248; "
+          "add.s64 %rd4, %rd3, 2; setp.ne.s32 %p3, %r7, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0, %f1, %f2, %f3}, %rd3, %rd4, %p3, 1, 1, 0, 0;"),
+      {"synchronisation: wgmma.wait_group.sync.aligned removed | ;",
+       "synchronisation: wait for one group less | wgmma.wait_group.sync.aligned 1;",
+       "synchronisation: released before the wait | \n@%p1 bra after;\nmbarrier.arrive.shared::cta.b64 _, "
+       "[%r1];\nafter:\n"
+       "wgmma.wait_group.sync.aligned 0; ",
+       "synchronisation: mbarrier.arrive.shared::cta.b64 removed | ;",
+       "synchronisation: wait always succeeds | mov.pred %p2, -1; ",
+       "synchronisation: wait of the other parity | { .reg .b32 changed; xor.b32 changed, %r2, 1; "
+       "mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r1], changed; }",
+       "synchronisation: mbarrier.arrive.expect_tx.shared::cta.b64 removed | ;",
+       "synchronisation: expects 16 bytes more | mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 80;",
+       "synchronisation: bar.sync removed | ;",
+       "synchronisation: the next barrier | bar.sync 2, 128;",
+       "synchronisation: 32 threads more | bar.sync 1, 160;",
+       "synchronisation: fence.proxy.async.shared::cta removed | ;",
+       "address: offset + 16 | " + copy + "[%r1+16], [%rd1, {%r2, 3}], [%r3];",
+       "address: coordinate 0 + 1 | { .reg .b32 changed; add.s32 changed, %r2, 1; " + copy +
+           "[%r1], [%rd1, {changed, 3}], [%r3]; }",
+       "address: coordinate 1 + 1 | { .reg .b32 changed; add.s32 changed, 3, 1; " + copy +
+           "[%r1], [%rd1, {%r2, changed}], [%r3]; }",
+       "address: offset + 16 | " + copy + "[%r1], [%rd1, {%r2, 3}], [%r3+16];",
+       "descriptor: address moved | add.s32 %r4, %r5, 48;",
+       "descriptor: LBO + 16 | or.b64 %rd3, %rd2, 4611686293372534784;",
+       "descriptor: SBO + 16 | or.b64 %rd3, %rd2, 4611686297667436544;",
+       "descriptor: another swizzle | or.b64 %rd3, %rd2, -4611685743482306560;",
+       "descriptor: address moved | add.s64 %rd4, %rd3, 3;",
+       "predicate: setp always true | mov.pred %p3, -1; ",
+       "predicate: setp always false | mov.pred %p3, 0; "},
+      "of Hopper");
+}
+
 void predicates() {
   // What decides nothing is left alone, and so are comparisons of floats that only choose.
   same_list(of_statements("setp.eq.s32 %p1, %r1, 1;\n"
@@ -172,7 +216,7 @@ void units() {
 }
 
 void every_fault_can_be_loaded() {
-  for (const char *name : {"reduce", "tensor"}) {
+  for (const char *name : {"reduce", "tensor", "hopper"}) {
 #ifdef EMULATOR_KERNELS
     FILE *file = std::fopen((std::string(EMULATOR_KERNELS) + "/" + name + ".ptx").c_str(), "rb");
     CHECK(file != nullptr);
@@ -204,6 +248,7 @@ void test_faults() {
   all_are_found();
   all_are_caught();
   copies_and_waits();
+  of_hopper();
   predicates();
   units();
   every_fault_can_be_loaded();
