@@ -65,9 +65,9 @@ def test_suite_imports_where_nothing_is_installed_and_skips(environment):
 import sys
 for name in ("flash", "torch", "ml_dtypes"):
     sys.modules[name] = None
-from benchmarks import common, cpu
+from benchmarks import common, cpu, gpt2_block
 skipped = 0
-for suite in vars(cpu).values():
+for suite in [*vars(cpu).values(), *vars(gpt2_block).values()]:
     if isinstance(suite, type) and issubclass(suite, common.Benchmark):
         try:
             suite().setup(*[values[0] for values in getattr(suite, "params", ())])
@@ -109,6 +109,33 @@ def test_record_stores_results_that_can_be_published(environment, tmp_path):
     config_file.write_text(json.dumps({**config, "repo": str(BENCH.parent), "branches": ["HEAD"]}))
     run(["-m", "asv", "publish", "--config", config_file], environment)
     assert "cpu.Attention.time_forward" in (tmp_path / "html" / "index.json").read_text()
+
+
+@needs_torch
+def test_blocks_of_a_model_compute_the_same_with_each_attention(environment):
+    code = """
+from benchmarks import gpt2_block
+gpt2_block.Block.width, gpt2_block.Block.heads = 32, 2
+gradients, peaks = {}, {}
+for attention in ("flash", "sdpa", "standard"):
+    suite = gpt2_block.Block()
+    for length in (512, 64):
+        suite.setup("cpu", attention, length)
+        suite.time_step("cpu", attention, length)
+        peaks[attention, length] = suite.track_peak_memory("cpu", attention, length)
+    gradients[attention] = suite.step()
+for others in (gradients["sdpa"], gradients["standard"]):
+    for a, b in zip(gradients["flash"], others, strict=True):
+        assert (a - b).abs().max() < 1e-5 * b.abs().max(), (a, b)
+assert peaks["standard", 512] > peaks["flash", 512] + 2 * 512**2 * 4, peaks  # the scores of two heads
+try:
+    suite.setup("cpu", "flash", 8192)
+except NotImplementedError as error:
+    print(error)
+"""
+    assert "too long on a CPU" in run(
+        ["-c", code], {**environment, "PYTHONPATH": f"{BENCH}:{environment['PYTHONPATH']}"}
+    )
 
 
 def test_record_rewrites_paths_and_nan(tmp_path):

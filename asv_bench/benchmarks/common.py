@@ -6,11 +6,14 @@ library is missing, and where an older version of flash lacks a function or an o
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -57,6 +60,30 @@ def seconds_per_call(call: Callable[[], object], budget: float = 0.4) -> float:
         call()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def peak_bytes(call: Callable[[], object], torch: Any = None) -> int:
+    """How much more memory is in use during a call than before it: a GPU's by torch, else that of this process."""
+    gc.collect()
+    if torch is not None:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return int(torch.cuda.max_memory_allocated() - before)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed goes back to Linux
+        Path("/proc/self/clear_refs").write_text("5")  # and the peak starts anew
+    except (AttributeError, OSError):
+        raise NotImplementedError("the C library or Linux can't say the peak of a call here") from None
+    before = memory_in_use("VmRSS")
+    call()
+    return memory_in_use("VmHWM") - before
+
+
+def memory_in_use(field: str) -> int:
+    """Bytes, by the kernel's account of this process."""
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field)]
+    return 1024 * int(line.split()[1])
 
 
 class Arrays:
