@@ -28,6 +28,17 @@ def test_python_in_the_readme_runs(capsys):
     assert "workspace" in text
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # PyTorch's own, when it compiles
+@pytest.mark.parametrize("page, package", [("docs/torch.md", "torch")])
+def test_python_in_the_page_of_a_framework_runs(page, package):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    assert len(blocks) > 1 and names["o"].shape == names["q"].shape
+
+
 def headings(path):
     titles = re.findall(r"^#+ (.*)", path.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -177,6 +177,7 @@ def test_broadcast_gradient_of_the_output():
         ({"softcap": -1.0}, flash.FlashValueError, "softcap: "),
         ({"block_mask": torch.ones(3, 3)}, flash.FlashTypeError, "block_mask: must be a flash.BlockMask, got Tensor"),
         ({"block_mask": flash.BlockMask.causal(64, 64, 16)}, flash.FlashValueError, "block_mask"),
+        ({"alibi_slopes": draw(4, grad=True)}, flash.UnsupportedError, "alibi_slopes: has no gradient here"),
         ({"q_scale": 2.0}, flash.FlashError, "q_scale: "),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",

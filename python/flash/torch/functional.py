@@ -8,7 +8,7 @@ import torch
 
 from flash.block_lists import BlockLists
 from flash.block_mask import BlockMask
-from flash.exceptions import FlashTypeError, FlashValueError
+from flash.exceptions import FlashTypeError, FlashValueError, UnsupportedError
 from flash.problem import Window, integer, number
 from flash.torch.operators import Settings, Tensor, forward
 
@@ -110,6 +110,8 @@ def attention(
     for name, x in given.items():
         if not isinstance(x, torch.Tensor) and (x is not None or name in "qkv"):
             raise FlashTypeError(f"{name}: must be a PyTorch tensor, got {type(x).__qualname__}")
+    if alibi_slopes is not None and alibi_slopes.requires_grad and torch.is_grad_enabled():
+        raise UnsupportedError("alibi_slopes: has no gradient here; detach it, or pass the whole term as bias")
     if not isinstance(causal, bool):
         raise FlashTypeError(f"causal: must be a bool, got {causal!r} ({type(causal).__qualname__})")
     left, right = (None, None) if window is None else _window(window)
