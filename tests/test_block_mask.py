@@ -339,3 +339,12 @@ def test_errors(make, error, message):
 def test_other_operands_are_left_to_python():
     with pytest.raises(TypeError, match="unsupported operand"):
         BlockMask.causal(64, 64, 16) & 3
+
+
+@pytest.mark.parametrize("name", ["block_q", "Lk", "row_start", "columns", "lists_by_place"])
+def test_a_mask_does_not_change(name):
+    mask = BlockMask.causal(64, 64, 32)
+    with pytest.raises(AttributeError, match=f"{name}: a BlockMask can't be changed"):
+        setattr(mask, name, None)
+    with pytest.raises(ValueError, match="read-only"):
+        mask.row_start[:] = 0

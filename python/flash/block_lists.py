@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy
@@ -76,5 +75,7 @@ def place_of(array: Array) -> tuple[Hashable, Callable[[Array], Array]]:
 
 def _apart(function: Callable[[], Array]) -> Array:
     """What a function returns, called in a thread of its own."""
+    from concurrent.futures import ThreadPoolExecutor  # 15 ms, which `import flash` does without
+
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(function).result()

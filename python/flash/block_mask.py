@@ -32,7 +32,7 @@ Array: TypeAlias = Any
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class BlockMask:
     """The blocks of the score matrix that attention computes; all others are neither read nor computed.
 
@@ -79,6 +79,12 @@ class BlockMask:
     columns: Array
     lists_by_place: dict[Hashable, BlockLists] = field(default_factory=dict, init=False)
     _expansions: dict[tuple[int, ...], BlockMask] = field(default_factory=dict, init=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Not by `frozen=True`: PyTorch 2.7 compiles no function with such an argument.
+        if name in self.__dict__:
+            raise AttributeError(f"{name}: a BlockMask can't be changed")
+        super().__setattr__(name, value)
 
     def __post_init__(self) -> None:
         self.row_start.flags.writeable = False

@@ -105,9 +105,8 @@ def attention(
     >>> o[1, 0].detach(), q.grad.shape
     (tensor([0.3775, 0.6225, 0.0000, 0.0000]), torch.Size([4, 1, 4]))
     """
-    given = {"q": q, "k": k, "v": v, "q_lens": q_lens, "kv_lens": kv_lens, "mask": mask, "bias": bias}
-    given |= {"alibi_slopes": alibi_slopes, "sinks": sinks}
-    for name, x in given.items():
+    given = ("q_lens", q_lens), ("kv_lens", kv_lens), ("mask", mask), ("bias", bias), ("alibi_slopes", alibi_slopes)
+    for name, x in (("q", q), ("k", k), ("v", v), *given, ("sinks", sinks)):
         if not isinstance(x, torch.Tensor) and (x is not None or name in "qkv"):
             raise FlashTypeError(f"{name}: must be a PyTorch tensor, got {type(x).__qualname__}")
     if alibi_slopes is not None and alibi_slopes.requires_grad and torch.is_grad_enabled():
@@ -125,13 +124,9 @@ def attention(
     elif seed >= 1 << 63:
         seed -= 1 << 64
 
-    device_type = q.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
-        bias, sinks = (
-            x.to(dtype) if x is not None and x.dtype not in (torch.float32, torch.float64) else x for x in (bias, sinks)
-        )
+    q, k, v = (x.to(dtype_under_autocast(x)) for x in (q, k, v))
+    # These may be float32 beside q of 16 bits.
+    bias, sinks = (x if x is None or x.dtype == torch.float32 else x.to(dtype_under_autocast(x)) for x in (bias, sinks))
 
     block_q = block_k = 0
     lists = BlockLists(None, None, None, None)
@@ -141,12 +136,18 @@ def attention(
 
     settings = Settings(
         _real(scale, "scale"), causal, left, right, q_offset, q_offsets, q_lens, kv_lens, mask, bias, alibi_slopes,
-        _real(softcap, "softcap"), sinks, block_q, block_k, *lists, dropout,
-        seed, seeds,
+        _real(softcap, "softcap"), sinks, block_q, block_k, *lists, dropout, seed, seeds,
         _scale(q_scale, "q_scale", q), _scale(k_scale, "k_scale", q), _scale(v_scale, "v_scale", q),
     )  # fmt: skip
     o, lse = forward(q, k, v, *settings)
     return (o, lse) if return_lse else o
+
+
+def dtype_under_autocast(x: Tensor) -> Any:
+    """What autocast, where it is on, makes of a tensor's dtype."""
+    kind = x.device.type
+    changes = kind != "meta" and torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if changes else x.dtype
 
 
 def _window(window: Any) -> tuple[int | None, int | None]:

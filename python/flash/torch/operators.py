@@ -88,14 +88,12 @@ class _ListedBlocks(BlockMask):
 
     def __init__(self, settings: Settings, q: Tensor):
         lists = settings.row_start, settings.columns, settings.column_start, settings.rows
-        fields = {"block_q": settings.block_q, "block_k": settings.block_k, "_lists": BlockLists(*lists)}
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)  # BlockMask is frozen
+        self.block_q, self.block_k = settings.block_q, settings.block_k
+        self.lists = BlockLists(*lists)
 
     def lists_for(self, array: Tensor, N: tuple[int, ...], Hq: int) -> BlockLists:
-        lists: Any = self.__dict__["_lists"]
-        starts = (_for_problem(start, N, Hq) for start in (lists.row_start, lists.column_start))
-        return BlockLists(next(starts), lists.columns, next(starts), lists.rows)
+        row_start, columns, column_start, rows = self.lists
+        return BlockLists(_for_problem(row_start, N, Hq), columns, _for_problem(column_start, N, Hq), rows)
 
 
 def _for_problem(start: Tensor, N: tuple[int, ...], Hq: int) -> Tensor:

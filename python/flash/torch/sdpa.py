@@ -12,10 +12,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from flash.exceptions import UnsupportedError
 from flash.explain import show_config
-from flash.torch.functional import attention
+from flash.torch.functional import attention, dtype_under_autocast
 from flash.torch.operators import Tensor
 
 _MOST_DIMS = 576  # of a head
@@ -212,7 +214,7 @@ def _why_not(
     tensors = [query, key, value] if attn_mask is None else [query, key, value, attn_mask]
     if not all(map(_is_plain, tensors)):
         return "query, key, value and attn_mask must be plain tensors, got others, such as nested ones"
-    device, (dtype, *dtypes) = query.device, [_dtype(x) for x in (query, key, value)]
+    device, (dtype, *dtypes) = query.device, [dtype_under_autocast(x) for x in (query, key, value)]
     if any(x.device != device for x in tensors):
         return "all tensors must be on one device"
     if not _runs_on(device.type, device.index or 0):
@@ -246,19 +248,9 @@ def _why_not(
 
 
 def _is_plain(x: Any) -> bool:
-    # What is traced, here or by torch.export, is a subclass of a kind that the operator knows.
-    plain = type(x) in (torch.Tensor, torch.nn.Parameter) or (
-        isinstance(x, torch.Tensor) and torch.compiler.is_compiling()
-    )
+    # torch.export and parts of torch.compile call this with tensors of a kind of their own, which the operator knows.
+    plain = type(x) in (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
     return plain and x.layout == torch.strided and not x.is_nested
-
-
-def _dtype(x: Tensor) -> Any:
-    """What a tensor is computed in."""
-    kind = x.device.type
-    if x.is_floating_point() and x.dtype != torch.float64 and torch.amp.is_autocast_available(kind):
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return x.dtype
 
 
 def _heads_fit(query: Any, key: Any, value: Any, enable_gqa: bool) -> bool:
