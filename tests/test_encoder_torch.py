@@ -1,34 +1,27 @@
 """examples/encoder_torch.py: an unmodified encoder gives the same with flash, and wrong options are named."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-import flash.torch  # noqa: E402
+from torch_tensors import calls_of_flash  # noqa: E402
+
+pytest_plugins = ["training_runs"]
 
 TINY = ["--heads", "2", "--d-model", "16", "--length", "40", "--batch", "3", "--repeat", "2"]
 
 
 @pytest.fixture
-def encoder(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
-    return importlib.import_module("encoder_torch")
+def encoder(example):
+    return example("encoder_torch")
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 3e-2)])
 def test_flash_gives_what_pytorch_gives(encoder, capsys, monkeypatch, dtype, tolerance):
-    calls = []
-
-    def attention(*arguments, **options):
-        calls.append(options["mask"] is not None or options["bias"] is not None)  # the padding
-        return flash.torch.attention(*arguments, **options)
-
-    monkeypatch.setattr("flash.torch.sdpa.attention", attention)
+    calls = calls_of_flash(monkeypatch)
     results = encoder.main([*TINY, "--dtype", dtype])
-    assert calls == [True] * (2 * 2 * 3)  # two layers; a step and an evaluation; once and twice for the times
+    assert len(calls) == 2 * 2 * 3  # two layers; a step and an evaluation; once and twice for the times
+    assert all(call["mask"] is not None or call["bias"] is not None for call in calls)  # the padding
     assert set(results) == {"PyTorch", "flash"}
     assert encoder.difference(results["flash"].output, results["PyTorch"].output) < tolerance
     assert encoder.difference(results["flash"].gradient, results["PyTorch"].gradient) < tolerance

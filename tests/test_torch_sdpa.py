@@ -14,7 +14,7 @@ from problems import Problem
 import flash
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from torch_tensors import assert_equal, draw, gradients_of  # noqa: E402
+from torch_tensors import assert_equal, calls_of_flash, draw, gradients_of  # noqa: E402
 
 import flash.torch  # noqa: E402
 
@@ -136,6 +136,12 @@ def test_mask_and_causal_rule_together():
     assert_equal([both], [sdpa(q, q, q, mask & torch.ones(33, 33, dtype=torch.bool).tril())])
 
 
+def test_a_mask_without_axes():
+    q = draw(1, 2, 33, 16)
+    torch.testing.assert_close(sdpa(q, q, q, torch.tensor(3.0)), sdpa(q, q, q))
+    assert not sdpa(q, q, q, torch.tensor(False)).any()
+
+
 def test_queries_that_see_nothing_give_zero():
     q, mask = draw(1, 2, 5, 8).requires_grad_(), torch.ones(5, 5, dtype=torch.bool)
     mask[2] = False
@@ -213,15 +219,7 @@ def test_wrong_arguments_get_pytorchs_message(key, value, more):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What flash.torch.attention is called with by scaled_dot_product_attention."""
-    found = []
-
-    def attention(*arguments, **options):
-        found.append(options)
-        return flash.torch.attention(*arguments, **options)
-
-    monkeypatch.setattr("flash.torch.sdpa.attention", attention)
-    return found
+    return calls_of_flash(monkeypatch)
 
 
 def encoder(dropout=0.0):
@@ -284,6 +282,15 @@ def test_a_compiled_model_is_compiled_for_each():
         with flash.torch.use(strict=True):
             torch.testing.assert_close(compiled(x), wanted)
     assert graphs == [False, True]
+
+
+def test_an_exported_model_holds_the_operator():
+    model, x = encoder().eval(), draw(3, 12, 32)
+    with flash.torch.use(strict=True):
+        program = torch.export.export(model, (x,), {"src_key_padding_mask": PADDING})
+    assert sum("flash.attention" in str(node.target) for node in program.graph.nodes) == 2
+    found = program.module()(x, src_key_padding_mask=PADDING)[~PADDING]
+    torch.testing.assert_close(found, model(x, src_key_padding_mask=PADDING)[~PADDING])
 
 
 def test_autocast(calls):
@@ -353,6 +360,9 @@ def test_a_patch_of_somebody_else_survives(monkeypatch):
         monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *x, **more: kept(*x, **more))
     assert functional.scaled_dot_product_attention is not OWN
     assert_equal([functional.scaled_dot_product_attention(q, q, q)], [OWN(q, q, q)])
+    with flash.torch.use():
+        wide = draw(1, 1, 3, 600)
+        assert_equal([functional.scaled_dot_product_attention(wide, wide, wide)], [OWN(wide, wide, wide)])
     monkeypatch.undo()
     assert functional.scaled_dot_product_attention is kept
     functional.scaled_dot_product_attention = OWN

@@ -1,6 +1,5 @@
 """examples/train_gpt.py: its gradients, its losses with each attention, its checkpoint and its messages."""
 
-import importlib
 import importlib.util
 import json
 import os
@@ -10,22 +9,11 @@ from pathlib import Path
 
 import numpy
 import pytest
+from training_runs import fails
 
 import flash
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-TINY = [
-    *("--layers", "2", "--heads", "2", "--d-model", "16", "--context", "40", "--batch", "3", "--lr", "0.02"),
-    *("--warmup", "4", "--block-size", "16", "--window", "12", "--sample", "0", "--eval-batches", "4"),
-]
-WORDS = "the attention of a block reads every key once and keeps one number a row\n".split(" ")
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Imports a module of the examples."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
+pytest_plugins = ["training_runs"]
 
 
 @pytest.fixture
@@ -39,20 +27,8 @@ def shared(example):
 
 
 @pytest.fixture
-def run(trainer, tmp_path, monkeypatch):
-    """Runs the command line in an empty folder, on a text of random words."""
-    monkeypatch.chdir(tmp_path)
-    words = numpy.random.default_rng(0).choice(WORDS, 2000)
-    Path("text.txt").write_text(" ".join(words))
-    return lambda *arguments, text="text.txt": trainer.main(["--text", text, "--out", "out", *TINY, *arguments])
-
-
-def fails(run, capsys, *arguments, **text):
-    """The message with which a command line ends."""
-    with pytest.raises(SystemExit) as stop:
-        run(*arguments, **text)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+def run(program):
+    return lambda *arguments, **text: program("train_gpt", arguments, **text)
 
 
 # ---- The model -------------------------------------------------------------------------------------------------------

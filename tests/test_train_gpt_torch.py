@@ -1,48 +1,21 @@
 """examples/train_gpt_torch.py: its losses with each attention, its checkpoint, its tokenizers and its messages."""
 
-import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
 import pytest
+from training_runs import fails
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-TINY = [
-    *("--layers", "2", "--heads", "2", "--d-model", "16", "--context", "40", "--batch", "3", "--lr", "0.02"),
-    *("--warmup", "4", "--block-size", "16", "--window", "12", "--sample", "0", "--eval-batches", "4"),
-]
-WORDS = "the attention of a block reads every key once and keeps one number a row\n".split(" ")
+pytest_plugins = ["training_runs"]
 
 
 @pytest.fixture
-def example(monkeypatch):
-    """Imports a module of the examples."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
-
-
-@pytest.fixture
-def run(example, tmp_path, monkeypatch):
-    """Runs a command line in an empty folder, on a text of random words."""
-    monkeypatch.chdir(tmp_path)
-    Path("text.txt").write_text(" ".join(numpy.random.default_rng(0).choice(WORDS, 2000)))
-
-    def call(*arguments, program="train_gpt_torch"):
-        return example(program).main(["--text", "text.txt", "--out", "out", *TINY, *arguments])
-
-    return call
-
-
-def fails(run, capsys, *arguments):
-    """The message with which a command line ends."""
-    with pytest.raises(SystemExit) as stop:
-        run(*arguments)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+def run(program):
+    return lambda *arguments, program_name="train_gpt_torch": program(program_name, arguments)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -55,13 +28,13 @@ def test_all_exact_attentions_give_the_losses_of_numpy(run, dtype):
     for attention in ("flash", "sdpa"):
         numpy.testing.assert_allclose(run(*common, "--attention", attention).losses, wanted, rtol=tolerance)
     if dtype == "float32":
-        found = run(*common, program="train_gpt").losses
+        found = run(*common, program_name="train_gpt").losses
         numpy.testing.assert_allclose(found, wanted, rtol=tolerance)
 
 
 def test_block_sparse_attention_is_that_of_numpy(run):
     common = "--attention", "block-sparse", "--steps", "10", "--overwrite"
-    numpy.testing.assert_allclose(run(*common).losses, run(*common, program="train_gpt").losses, rtol=1e-5)
+    numpy.testing.assert_allclose(run(*common).losses, run(*common, program_name="train_gpt").losses, rtol=1e-5)
 
 
 def test_loss_falls_and_results_are_written(run, capsys):

@@ -8,6 +8,8 @@ import flash
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+from torch_tensors import calls_of_flash  # noqa: E402
+
 import flash.torch  # noqa: E402
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 99}
@@ -35,16 +37,7 @@ def model(request):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often flash computed."""
-    found = []
-
-    def attention(*arguments, **options):
-        found.append(options)
-        return flash.torch.attention(*arguments, **options)
-
-    for module in ("sdpa", "hugging_face"):
-        monkeypatch.setattr(f"flash.torch.{module}.attention", attention)
-    return found
+    return calls_of_flash(monkeypatch)
 
 
 def outputs(model, mask):

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import torch
 
+import flash.torch
+
+
+def calls_of_flash(monkeypatch):
+    """A list: the options of each call of flash.torch.attention by a function that stands for another."""
+    found = []
+
+    def attention(*arguments, **options):
+        found.append(options)
+        return flash.torch.attention(*arguments, **options)
+
+    for module in ("sdpa", "hugging_face"):
+        monkeypatch.setattr(f"flash.torch.{module}.attention", attention)
+    return found
+
 
 def draw(*shape, dtype=torch.float32, grad=False, seed=0):
     generator = torch.Generator().manual_seed(hash((shape, seed)) % 2**32)

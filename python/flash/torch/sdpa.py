@@ -79,8 +79,7 @@ def scaled_dot_product_attention(
     >>> torch.allclose(o, wanted, atol=1e-5)
     True
     """
-    arguments = query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
-    return _compute(arguments, _pytorch, strict=False)
+    return _compute(False, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
 @contextmanager
@@ -155,33 +154,26 @@ def _leave(block: _Block) -> None:
             torch.backends.mha.set_fastpath_enabled(_before[1])
 
 
-def _in_place(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
+def _in_place(*arguments: Any, **options: Any) -> Tensor:
     """What stands in the place of PyTorch's function."""
-    arguments = query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
     if not _blocks:  # somebody has kept it
-        return _before[0](*arguments[:3], *arguments[3:6], scale=scale, enable_gqa=enable_gqa)
-    return _compute(arguments, _before[0], _blocks[-1].strict)
+        return _pytorch(*arguments, **options)
+    return _compute(_blocks[-1].strict, *arguments, **options)
 
 
 # ---- One call --------------------------------------------------------------------------------------------------------
 
 
-def _compute(arguments: tuple[Any, ...], pytorch: Any, strict: bool) -> Tensor:
-    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa = arguments
-    reason = _why_not(*arguments)
+def _compute(
+    strict: bool, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """By flash or else, unless `strict`, by PyTorch's function, whose arguments the others are."""
+    reason = _why_not(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
     if reason:
         if strict:
             raise UnsupportedError(f"scaled_dot_product_attention: flash can't compute it: {reason}")
-        return pytorch(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return _pytorch(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     without_heads = query.ndim == 2
     if without_heads:
@@ -208,7 +200,7 @@ def _broadcast(*tensors: Tensor) -> list[Tensor]:
 
 
 def _why_not(
-    query: Any, key: Any, value: Any, attn_mask: Any, dropout_p: Any, is_causal: Any, scale: Any, enable_gqa: Any
+    query: Any, key: Any, value: Any, attn_mask: Any, dropout_p: Any, is_causal: Any, enable_gqa: Any
 ) -> str | None:
     """Why PyTorch's function has to compute this, or to say what is wrong with it; None where flash can."""
     tensors = [query, key, value] if attn_mask is None else [query, key, value, attn_mask]
