@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from functools import partial
 
 import hypothesis
@@ -186,6 +188,12 @@ def test_errors_name_the_argument(argument, error, message):
     q, k, v = qkv()
     with pytest.raises(error, match=message):
         attention(**({"q": q, "k": k, "v": v} | argument))
+
+
+def test_an_old_pytorch_is_named():
+    code = "import torch; del torch.utils._pytree.register_constant; import flash.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"ImportError: flash.torch: needs PyTorch 2.7 or later, this is {torch.__version__}" in done.stderr
 
 
 def test_options_are_those_of_flash_attention():

@@ -7,6 +7,11 @@
 Importing it imports PyTorch, 2.7 or later; `import flash` doesn't.
 """
 
+import torch.utils._pytree
+
+if not hasattr(torch.utils._pytree, "register_constant"):
+    raise ImportError(f"flash.torch: needs PyTorch 2.7 or later, this is {torch.__version__}")
+
 from flash.torch import vmap as vmap  # registers what the operators do under torch.func.vmap
 from flash.torch.functional import attention
 from flash.torch.hugging_face import register_transformers
