@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy
 import pytest
-from training_runs import fails
 
 import flash
 
@@ -221,32 +220,32 @@ def test_checkpoint_is_replaced_as_a_whole(run, trainer, monkeypatch):
         ("--out text.txt", "--out: can't be made: "),
     ],
 )
-def test_wrong_options_end_with_a_message(run, capsys, arguments, message):
+def test_wrong_options_end_with_a_message(run, fails, arguments, message):
     Path("binary.txt").write_bytes(b"\xff\xfe\xff")
-    assert message in fails(run, capsys, *arguments.split())
+    assert message in fails(run, *arguments.split())
     assert not Path("out").exists()
 
 
-def test_a_gpu_that_is_not_there_is_named(run, capsys, monkeypatch):
+def test_a_gpu_that_is_not_there_is_named(run, fails, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert "--device: cuda needs CuPy and a GPU: " in fails(run, capsys, "--device", "cuda")
+    assert "--device: cuda needs CuPy and a GPU: " in fails(run, "--device", "cuda")
 
 
-def test_checkpoints_are_neither_lost_nor_mistaken(run, capsys):
+def test_checkpoints_are_neither_lost_nor_mistaken(run, fails):
     run("--steps", "2", "--until", "1")
-    assert "--resume goes on from it, --overwrite starts anew" in fails(run, capsys)
-    assert "--resume: goes on from the checkpoint, and --overwrite" in fails(run, capsys, "--resume", "--overwrite")
+    assert "--resume goes on from it, --overwrite starts anew" in fails(run)
+    assert "--resume: goes on from the checkpoint, and --overwrite" in fails(run, "--resume", "--overwrite")
     message = "--lr: must be 0.02 as in the checkpoint to resume, got 0.1"
-    assert message in fails(run, capsys, "--resume", "--lr", "0.1")
+    assert message in fails(run, "--resume", "--lr", "0.1")
     text = Path("text.txt").read_text()
     Path("text.txt").write_text(text[1:])
-    assert "--resume: the text is not the one that" in fails(run, capsys, "--resume")
+    assert "--resume: the text is not the one that" in fails(run, "--resume")
     Path("text.txt").write_text(text)
     for wrong in (b"", b"not an archive", b"PK\x03\x04 cut off"):
         Path("out/checkpoint.npz").write_bytes(wrong)
-        assert "is not a checkpoint of this program" in fails(run, capsys, "--resume")
+        assert "is not a checkpoint of this program" in fails(run, "--resume")
     numpy.savez("out/checkpoint.npz", about=json.dumps({"options": {}}))
-    assert "is not a checkpoint of this program" in fails(run, capsys, "--resume")
+    assert "is not a checkpoint of this program" in fails(run, "--resume")
     assert len(run("--overwrite", "--steps", "2").losses) == 2
 
 

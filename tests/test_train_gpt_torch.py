@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
-from training_runs import fails
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -121,12 +120,12 @@ def test_without_byte_pairs_tokens_are_characters(run, no_byte_pairs, capsys):
     assert "so the tokens are characters" in output.err and "23 different ones" in output.out
 
 
-def test_messages(run, no_byte_pairs, capsys):
-    assert "--tokenizer: gpt2 must be had from tiktoken or transformers" in fails(run, capsys, "--tokenizer", "gpt2")
+def test_messages(run, no_byte_pairs, fails):
+    assert "--tokenizer: gpt2 must be had from tiktoken or transformers" in fails(run, "--tokenizer", "gpt2")
     message = "--dropout: must be at least 0 and less than 1, got 1.0"
-    assert message in fails(run, capsys, "--dropout", "1")
+    assert message in fails(run, "--dropout", "1")
     if not torch.cuda.is_available():
-        assert "--device: must be cpu where PyTorch has no GPU, got cuda" in fails(run, capsys, "--device", "cuda")
-    assert "--preset: invalid choice: 'gpt3'" in fails(run, capsys, "--preset", "gpt3")
-    assert "--attention: invalid choice: 'paged'" in fails(run, capsys, "--attention", "paged")
+        assert "--device: must be cpu where PyTorch has no GPU, got cuda" in fails(run, "--device", "cuda")
+    assert "--preset: invalid choice: 'gpt3'" in fails(run, "--preset", "gpt3")
+    assert "--attention: invalid choice: 'paged'" in fails(run, "--attention", "paged")
     assert not Path("out").exists()

@@ -36,9 +36,14 @@ def program(example, tmp_path, monkeypatch):
     return run
 
 
-def fails(run, capsys, *arguments, **text):
-    """The message with which a command line ends."""
-    with pytest.raises(SystemExit) as stop:
-        run(*arguments, **text)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+@pytest.fixture
+def fails(capsys):
+    """fails(run, arguments...): the message with which a command line ends."""
+
+    def message(run, *arguments, **text):
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments, **text)
+        assert stop.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return message
