@@ -67,28 +67,32 @@ Mask lanes_in_global_memory(const Instruction &i, const Access &a) {
   return lanes;
 }
 
-// in[0]: address, in[1]: b, in[2]: c of cas; out[0]: the old value, if wanted.
+// in[0]: address, in[1]: b, in[2]: c of cas; out[0]: the old value, if wanted. Of a vector: b and old value of each element.
 template <class T>
 void atomic(Warp &w, const Instruction &i, Mask mask) {
   Access a;
   a.space = i.space;
   a.use = Use::kAtomic;
-  a.bytes = sizeof(T);
+  a.bytes = static_cast<int>(sizeof(T)) * i.vector;
   lane_addresses(w, i.in[0], i.offset, a.address);
   const Mask flushes = std::is_same_v<T, float> && i.mode == kAdd ? lanes_in_global_memory(i, a) : 0;
   const Mask good = checked(w, i, a, mask);
   if (i.out[0].given()) order_before(w, i, a, good);
-  const T *b = w.in<T>(i.in[1]), *c = w.in<T>(i.in[i.mode == kCompareSwap ? 2 : 1]);
+  const T *c = w.in<T>(i.in[i.mode == kCompareSwap ? 2 : 1]);
   each_lane(good, [&](int lane) {
-    T old;
-    std::memcpy(&old, a.place[lane], sizeof old);
-    T next = result_of<T>(i.mode, old, b[lane], c[lane]);
-    if constexpr (std::is_same_v<T, float>) {
-      if (flushes >> lane & 1) next = flushed(flushed(old) + flushed(b[lane]));
+    for (int k = 0; k < i.vector; ++k) {
+      const T *b = w.in<T>(i.in[1 + k]);
+      std::byte *const place = a.place[lane] + static_cast<size_t>(k) * sizeof(T);
+      T old;
+      std::memcpy(&old, place, sizeof old);
+      T next = result_of<T>(i.mode, old, b[lane], c[lane]);
+      if constexpr (std::is_same_v<T, float>) {
+        if (flushes >> lane & 1) next = flushed(flushed(old) + flushed(b[lane]));
+      }
+      if (std::memcmp(&old, &next, sizeof old) != 0) ++w.run->changes;
+      std::memcpy(place, &next, sizeof next);
+      if (i.out[k].given()) w.out<T>(i.out[k])[lane] = old;
     }
-    if (std::memcmp(&old, &next, sizeof old) != 0) ++w.run->changes;
-    std::memcpy(a.place[lane], &next, sizeof next);
-    if (i.out[0].given()) w.out<T>(i.out[0])[lane] = old;
   });
   order_after(w, i, a, good);
 }
@@ -123,12 +127,24 @@ void decode(Builder &b, bool returns) {
   r.mode = static_cast<uint8_t>(operation);
   b.take("noftz");
   b.take_cache_hints();
+  const int vector = b.take_one({"v2", "v4", "v8"});
+  r.vector = static_cast<uint8_t>(vector < 0 ? 1 : 2 << vector);
   const Type type = b.take_type();
+  if (vector >= 0 &&
+      (!type.is_float() || operation > kMax || type.bytes() * r.vector > 16 || (returns && r.vector > 4)))
+    b.fail("no such vector");
   const size_t first = returns ? 1 : 0, inputs = operation == kCompareSwap ? 3 : 2;
   b.expect(first + inputs, first + inputs + 1);  // and a cache policy
-  if (returns) r.out[0] = b.target(0, type);
+  const auto parts = [&](size_t k) {
+    const Arg &arg = b.arg(k);
+    std::vector<Arg> list = arg.kind == Arg::kVector ? arg.parts : std::vector<Arg>{arg};
+    if (list.size() != r.vector) b.fail("wrong number of elements");
+    return list;
+  };
+  if (returns)
+    for (size_t k = 0; k < r.vector; ++k) r.out[k] = b.target(parts(0)[k], type.bytes());
   b.address(first);
-  r.in[1] = b.source(first + 1, type);
+  for (size_t k = 0; k < r.vector; ++k) r.in[1 + k] = b.source(parts(first + 1)[k], type);
   if (operation == kCompareSwap) r.in[2] = b.source(first + 2, type);
   r.run = pick(b, type);
 }

@@ -261,6 +261,22 @@ void bulk_sums() {
   CHECK(reduced("max.f16", 0x3c00c000, 0xbc003c00) == 0x3c003c00);
 }
 
+// Vectors are of sm_90 too.
+void vector_sums() {
+  const Launched r = run_block(
+      "mov.f32 %f0, 0f3f800000; mov.f32 %f1, 0f40000000; mov.b32 %r1, 0x3c004000;\n"
+      "st.global.v4.f32 [%buffer], {%f0, %f1, %f0, %f1}; st.global.v4.b32 [%buffer+16], {%r1, %r1, %r1, %r1};\n"
+      "red.global.add.v4.f32 [%buffer], {%f1, %f1, %f0, %f0}; red.global.add.noftz.v4.f16x2 [%buffer+16], {%r1, %r1, "
+      "%r1, "
+      "%r1};\natom.global.add.v2.f32 {%f2, %f3}, [%buffer+8], {%f0, %f0}; st.global.v2.f32 [%buffer+32], {%f2, %f3};",
+      1);
+  CHECK(r.clean());
+  const float wanted[] = {3, 4, 3, 4};
+  for (size_t k = 0; k < 4; ++k) CHECK(r.words[k] == word_of(wanted[k]) && r.words[4 + k] == 0x40004400);
+  CHECK(r.words[8] == word_of(2) && r.words[9] == word_of(3));
+  CHECK(run_block("red.global.add.v4.f32 [%buffer+8], {%f1, %f1, %f0, %f0};", 1).has(Kind::kMisaligned));
+}
+
 // ---- Tensor copies
 
 struct Tensor {
@@ -775,6 +791,7 @@ void test_hopper() {
   mbarrier_order();
   bulk_copies();
   bulk_sums();
+  vector_sums();
   tensor_copies();
   products();
   matrix_order();
