@@ -53,6 +53,7 @@ void decode_move(Builder &b) {
   const Type type = b.take_type();
   b.expect(2, 2);
   const Arg &out = b.arg(0), &in = b.arg(1);
+  r.is_move = true;
   if (type.kind == Type::kPredicate) {
     bool negated;
     r.out[0] = b.predicate(out, negated);

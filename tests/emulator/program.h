@@ -125,7 +125,8 @@ struct Instruction {
   uint32_t ptx_line = 0, line = 0;  // line: index into Kernel::lines
   uint32_t opcode = 0;              // index into Kernel::opcodes
   bool is_fma = false, is_mma = false, is_wgmma = false;
-  uint32_t flops = 0;                    // of a warp, on tensor cores
+  uint32_t flops = 0;  // of a warp, on tensor cores
+  bool is_move = false;
   bool touches_matrix_register = false;  // which may be in use by a wgmma; never set for wgmma itself
 };
 

@@ -56,7 +56,8 @@ Handed::Handed(Knowledge &&all)
 Clocks::Clocks(uint64_t block, int threads)
     : block_(block),
       own_(at(threads), 1),
-      known_(at(threads), std::make_shared<const std::vector<Clock>>(at(threads), 0)),
+      known_(at(threads) + 1, std::make_shared<const std::vector<Clock>>(at(threads), 0)),
+      owners_(1, 0),
       proxy_(at(threads)),
       published_(at(threads)),
       found_(at(threads)),
@@ -216,7 +217,7 @@ void Clocks::take_over(int thread, const Published &what) {
 
 int Clocks::add_agent(int owner) {
   owners_.push_back(owner);
-  return static_cast<int>(known_.size() + owners_.size()) - 1;
+  return static_cast<int>(own_.size() + owners_.size()) - 1;
 }
 
 void Clocks::learn(int first_thread, Mask lanes, int agent, Clock clock) {
@@ -238,21 +239,16 @@ void Clocks::learn(int first_thread, Mask lanes, int agent, Clock clock) {
   });
 }
 
-// Two of each kind, since a thread sees its own accesses in any case.
-Mask Clocks::different(int first_thread, Mask lanes) const {
-  Mask chosen = 0;
-  std::vector<std::pair<const void *, int>> seen;
-  each_lane(lanes, [&](int lane) {
-    const void *known = known_[at(first_thread + lane)].get();
-    const auto same = std::find_if(seen.begin(), seen.end(), [&](const auto &s) { return s.first == known; });
-    if (same == seen.end()) {
-      seen.emplace_back(known, 1);
-    } else if (++same->second > 2) {
-      return;
-    }
-    chosen |= Mask{1} << lane;
-  });
-  return chosen;
+int Clocks::together(int first_thread, int threads) {
+  std::vector<Clock> sum(own_.size(), 0);
+  const void *same = nullptr;
+  for (size_t t = at(first_thread); t < at(first_thread + threads); ++t) {
+    if (known_[t].get() != same) raise(sum, *known_[t]);
+    same = known_[t].get();
+  }
+  std::copy_n(own_.begin() + first_thread, threads, sum.begin() + first_thread);
+  known_.back() = std::make_shared<const std::vector<Clock>>(std::move(sum));
+  return this->threads();
 }
 
 void Clocks::fence_proxy(int thread, const Proxies &of) {

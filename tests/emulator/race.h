@@ -73,7 +73,7 @@ class Clocks {
   Clocks(uint64_t block, int threads);
 
   uint64_t block() const { return block_; }
-  int threads() const { return static_cast<int>(known_.size()); }
+  int threads() const { return static_cast<int>(own_.size()); }
   Clock now(int thread) const { return own_[static_cast<size_t>(thread)]; }
   bool ordered(int earlier, Clock clock, int viewer) const {
     if (earlier == viewer) return true;
@@ -102,12 +102,12 @@ class Clocks {
   // ---- Agents
   // A new one; reports name `owner`, the thread that set it to work last.
   int add_agent(int owner);
-  void set_owner(int agent, int thread) { owners_[static_cast<size_t>(agent) - known_.size()] = thread; }
-  int owner(int agent) const { return agent < threads() ? agent : owners_[static_cast<size_t>(agent) - known_.size()]; }
+  void set_owner(int agent, int thread) { owners_[static_cast<size_t>(agent) - own_.size()] = thread; }
+  int owner(int agent) const { return agent < threads() ? agent : owners_[static_cast<size_t>(agent) - own_.size()]; }
   // The threads have waited for what an agent did up to this clock.
   void learn(int first_thread, Mask lanes, int agent, Clock clock);
-  // Lanes that together know as little as all of these: to ask once instead of 32 times.
-  Mask different(int first_thread, Mask lanes) const;
+  // A viewer that knows what these threads know and did, until the next call: for what a warpgroup does as one.
+  int together(int first_thread, int threads);
 
   // fence.proxy.async of one or both kinds of memory, fence.mbarrier_init.
   void fence_proxy(int thread, const Proxies &of);
@@ -120,8 +120,8 @@ class Clocks {
 
   uint64_t block_;
   std::vector<Clock> own_;
-  std::vector<Known> known_;
-  std::vector<int> owners_;                               // of agents
+  std::vector<Known> known_;                              // the last one is of together(), whose number no agent has
+  std::vector<int> owners_;                               // of agents, the first is together()
   std::vector<std::array<std::vector<Clock>, 3>> proxy_;  // by thread and Proxy: when it fenced, ascending
   // By thread: what its last fence published, and what it found since then. Of each, what reaches other blocks.
   std::vector<Published> published_, found_, published_far_, found_far_;

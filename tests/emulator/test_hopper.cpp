@@ -720,7 +720,8 @@ void matrix_order() {
   CHECK(is(ready + kBegin + kMultiply + kEnd + "mov.f32 %f4, 0f00000000;" + kWaitAll, std::nullopt));
   CHECK(is(ready + kBegin + kMultiply + kEnd, Kind::kInFlight));  // and the warp ends
   CHECK(is(ready + kMultiply + kEnd + kWaitAll, Kind::kFence));
-  CHECK(is(ready + kBegin + kClear + kMultiply + kEnd + kWaitAll, Kind::kFence));
+  CHECK(is(ready + kBegin + "add.f32 %f2, %f2, %f2;" + kMultiply + kEnd + kWaitAll, Kind::kFence));
+  CHECK(is(ready + kBegin + kClear + kMultiply + kEnd + kWaitAll, std::nullopt));  // a compiler's copies
   CHECK(is(ready + kBegin + kMultiply + kMultiply + kEnd + kMultiply + kEnd + kWaitAll, std::nullopt));
   CHECK(is(ready + kBegin + kMultiply + kEnd + kWaitAll + put("%f1") + kBegin + kMultiply + kEnd + kWaitAll,
            std::nullopt));
@@ -728,7 +729,7 @@ void matrix_order() {
   const std::string set_a = "mov.b32 %r10, 0; mov.b32 %r11, 0; mov.b32 %r12, 0; mov.b32 %r13, 0;";
   CHECK(is(ready + set_a + kBegin + kFromRegisters + kEnd + put("%r10") + kWaitAll, std::nullopt));  // A may be read
   CHECK(is(ready + set_a + kBegin + kFromRegisters + kEnd + set_a + kWaitAll, Kind::kInFlight));
-  CHECK(is(ready + kBegin + set_a + kFromRegisters + kEnd + kWaitAll, Kind::kFence));
+  CHECK(is(ready + kBegin + "cvt.rn.f16x2.f32 %r10, %f5, %f6;" + kFromRegisters + kEnd + kWaitAll, Kind::kFence));
   CHECK(is(ready + kBegin + kMultiply +
                "wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {%f0, %f1}, %d2, %d3, 1, 1, 1, 0, 0;\n" + kEnd +
                kWaitAll,
@@ -736,8 +737,13 @@ void matrix_order() {
   // Shared memory that threads wrote: fence, order.
   const std::string go = kBegin + kMultiply + kEnd + kWaitAll;
   CHECK(is(kDescriptors + kClear + kTiles + kMeet + go, Kind::kFence));
-  CHECK(is(kDescriptors + kClear + kTiles + kMeet + kFenceAsync + go, Kind::kFence));
-  CHECK(is(kDescriptors + kClear + kTiles + kFenceAsync + go, Kind::kRace));
+  CHECK(is(kDescriptors + kClear + kTiles + kMeet + "@%p7 " + kFenceAsync + go,
+           Kind::kFence));  // not of those that wrote
+  CHECK(
+      is(kDescriptors + kClear + kTiles + kFenceAsync + go, std::nullopt));  // it starts when all four warps have come
+  CHECK(reports(kDescriptors + kClear + "setp.lt.u32 %p1, %tid, 128; @!%p1 bra more;" + kTiles + kFenceAsync + go +
+                    "exit; more: st.shared.u32 [%r20], 1;" + kFenceAsync,
+                Kind::kRace, 256));
   CHECK(is(kDescriptors + kClear + go, Kind::kUninitialised));
   CHECK(is(ready + go + kMeet + kTiles, std::nullopt));
   CHECK(is(ready + go + kTiles, std::nullopt));  // waiting speaks for the four warps

@@ -1,8 +1,8 @@
 // wgmma: D = A B + D of 64 x n, by the four warps of a warpgroup together, A from shared memory or registers, B from
 // shared memory.
 //
-// It is one operation of the warpgroup: its reads of shared memory belong to the warpgroup's agent, whose clock is the
-// group, and a wait returns when all four warps have issued what it waits for. Then, not earlier, the numbers are
+// It is one operation of the warpgroup, which starts when all four warps have issued it: its reads of shared memory belong
+// to the warpgroup's agent, whose clock is the group, and a wait returns when all four warps have issued what it waits for. Then, not earlier, the numbers are
 // computed, and the registers of A are read. Until a warp has waited, its registers of D may not be touched, nor those of
 // A written; and a register that was touched needs a wgmma.fence before the next wgmma has it.
 //
@@ -68,20 +68,20 @@ struct Descriptor {
   }
 };
 
-// The addresses of a tile's units: of rows [first, first + rows) along m or n.
-std::vector<uint32_t> units_of(const Descriptor &d, bool transposed, uint32_t first, uint32_t rows, int depth) {
+// The addresses of a tile's units; rows: along m or n.
+std::vector<uint32_t> units_of(const Descriptor &d, bool transposed, uint32_t rows, int depth) {
   std::vector<uint32_t> units;
   if (transposed) {
     for (uint32_t k = 0; k < static_cast<uint32_t>(depth); ++k)
-      for (uint32_t u = first / 8; u < (first + rows) / 8; ++u) units.push_back(d.mn_major(u, k));
+      for (uint32_t u = 0; u < rows / 8; ++u) units.push_back(d.mn_major(u, k));
   } else {
-    for (uint32_t row = first; row < first + rows; ++row)
+    for (uint32_t row = 0; row < rows; ++row)
       for (uint32_t c = 0; c < 2; ++c) units.push_back(d.k_major(row, c));
   }
   return units;
 }
 
-// ---- Checks, when a warp issues
+// ---- Checks, when the last warp issues
 
 void check_tile(Warp &w, Warpgroup &group, uint32_t clock, const Descriptor &d, const std::vector<uint32_t> &units,
                 const char *name) {
@@ -117,16 +117,16 @@ void check_tile(Warp &w, Warpgroup &group, uint32_t clock, const Descriptor &d, 
     break;
   }
   if (block.shadow == nullptr) return;
+  // It starts when all four warps have come: what one of their threads wrote, or waited for, is ordered before it.
+  const int viewer = block.clocks->together(w.index / kWarps * kWarps * kLanes, kWarps * kLanes);
+  const Accessor who{viewer, w.pc, Strength::kWeak, group.agent, clock};
   bool reported = false;
-  each_lane(block.clocks->different(w.thread(0), w.live), [&](int lane) {
-    const Accessor who{w.thread(lane), w.pc, Strength::kWeak, group.agent, clock};
-    for (const uint32_t address : units) {
-      const Conflict c = block.shadow->read(*block.clocks, who, address - kSharedStart, static_cast<int>(kUnit));
-      if (!c || reported) continue;
-      reported = true;
-      report_conflict(w, lane, read, where(address), c);
-    }
-  });
+  for (const uint32_t address : units) {
+    const Conflict c = block.shadow->read(*block.clocks, who, address - kSharedStart, static_cast<int>(kUnit));
+    if (!c || reported) continue;
+    reported = true;
+    report_conflict(w, first, read, where(address), c);
+  }
 }
 
 // What is known of one of a warp's registers.
@@ -345,14 +345,11 @@ void issue(Warp &w, const Instruction &i, Mask mask) {
     if (w.in<uint64_t>(i.in[1])[lane] != mine.b) uniform = false;
   });
   const uint64_t number = group.issued[warp]++;
-  if (number - group.first == group.work.size()) {
-    group.work.push_back(mine);
-  } else {
-    MatrixWork &work = group.work[number - group.first];
-    work.issued |= mine.issued;
-    uniform = uniform && work.pc == mine.pc && work.a == mine.a && work.b == mine.b &&
-              work.accumulate == mine.accumulate && work.group == mine.group;
-  }
+  if (number - group.first == group.work.size()) group.work.push_back(mine);
+  MatrixWork &work = group.work[number - group.first];
+  work.issued |= mine.issued;
+  uniform = uniform && work.pc == mine.pc && work.a == mine.a && work.b == mine.b &&
+            work.accumulate == mine.accumulate && work.group == mine.group;
   if (!uniform) {
     run.report(w, Kind::kBarrier, first,
                "the threads of a warpgroup don't agree on a wgmma: instruction, descriptors, scale-d or group");
@@ -364,13 +361,13 @@ void issue(Warp &w, const Instruction &i, Mask mask) {
     check_registers(w, shape);
   }
   w.matrix_in_flight.emplace_back(mine.group, w.pc);
+  if (work.issued != kAllWarps) return;
   if (!shape.a_in_registers) {
     const Descriptor a(mine.a);
-    check_tile(w, group, mine.group, a,
-               units_of(a, shape.transposed_a, static_cast<uint32_t>(16 * warp), 16, shape.depth), "A");
+    check_tile(w, group, mine.group, a, units_of(a, shape.transposed_a, kRows, shape.depth), "A");
   }
   const Descriptor b(mine.b);
-  check_tile(w, group, mine.group, b, units_of(b, shape.transposed_b, 0, static_cast<uint32_t>(shape.n), shape.depth),
+  check_tile(w, group, mine.group, b, units_of(b, shape.transposed_b, static_cast<uint32_t>(shape.n), shape.depth),
              "B");
   const bool now =
       run.options.copies == Copies::kEager || (run.options.copies == Copies::kRandom && run.random() % 4 == 0);
@@ -497,7 +494,9 @@ void touch_matrix_registers(Warp &w, const Instruction &i, Mask lanes) {
   const auto look = [&](const Operand &reg, bool writes) {
     if (reg.bytes <= 1 || reg.bank != 0 || kernel.matrix_register[reg.offset / kRegisterAlign] == 0) return;
     MatrixRegister &r = known(w, reg);
-    r.touched = w.matrix_fences;
+    // Copies and constants are the compiler's, which puts them behind the fence that comes after them in the source; the
+    // assembler puts them before it.
+    if (!i.is_move) r.touched = w.matrix_fences;
     if (reported || (r.results == 0 && (r.inputs == 0 || !writes))) return;
     reported = true;
     w.run->report(w, Kind::kInFlight, lane,

@@ -6,9 +6,11 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <random>
 #include <string>
 #include <vector>
@@ -86,16 +88,19 @@ void compare(const std::string &name, const std::vector<T> &got, const std::vect
 
 inline bool nothing(const emulator::Report &) { return false; }
 
-// run(what): launches and compares, once in each order of warps and each arrival of copies. Reports other than the
-// expected ones are failures.
+// run(what): launches and compares, once in each order of warps and each arrival of copies, or those that are given.
+// Reports other than the expected ones are failures.
 template <class Run, class Expected>
-void under_every_schedule(const std::string &name, emulator::Options options, Run run, Expected expected) {
+void under_every_schedule(const std::string &name, emulator::Options options, Run run, Expected expected,
+                          std::initializer_list<emulator::Copies> arrivals = {
+                              emulator::Copies::kLate, emulator::Copies::kEager, emulator::Copies::kRandom}) {
   const char *const orders[] = {"forward", "reverse", "random"}, *const copies[] = {"late", "eager", "random"};
   emulator::Device &device = emulator::Device::get();
   options.collect = true;
   for (int k = 0; k < 9; ++k) {
     options.order = static_cast<emulator::Order>(k / 3);
     options.copies = static_cast<emulator::Copies>(k % 3);
+    if (std::find(arrivals.begin(), arrivals.end(), options.copies) == arrivals.end()) continue;
     options.seed = static_cast<uint64_t>(k);
     device.set_options(options);
     run(name + ", " + orders[k / 3] + " order, " + copies[k % 3] + " copies");
