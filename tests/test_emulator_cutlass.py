@@ -26,7 +26,13 @@ def programs(cutlass: Path, build_emulator: Callable[[str], Path]) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "device"),
-    [("attention_forward", "80"), ("attention_backward", "80"), ("gemm", "80"), ("attention_hopper", "90")],
+    [
+        ("attention_forward", "80"),
+        ("attention_backward", "80"),
+        ("gemm", "80"),
+        ("attention_hopper", "90"),
+        ("attention_hopper_backward", "90"),
+    ],
 )
 def test_cutlass(programs: Path, program: str, device: str) -> None:
     run = subprocess.run(
