@@ -9,7 +9,7 @@
 // One kernel prepares delta and lse2. One takes tiles of keys and meets all queries of all heads that read them, for dk
 // and dv; one takes tiles of queries and meets all keys, for dq; one takes tiles of the bias. Each sum belongs to one
 // thread and is taken in a fixed order: without atomics, at the price of recomputing s and dp for dq and for dbias,
-// results have the same bits on every run. Launched by src/cuda.cpp through instances.def.
+// results have the same bits on every run. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
 #include "reduce.cuh"
 #include "score.cuh"

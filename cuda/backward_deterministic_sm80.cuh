@@ -7,7 +7,7 @@
 // Rows of scores belong to the kernel's own side, so that p and ds are operands of the next product as they lie in
 // registers: nothing but rows of q, k, v and do goes through shared memory, and warps exchange nothing. The other side
 // comes in stages, the next on its way while one is worked on. Every sum is taken by one thread in a fixed order: the
-// same bits on every run, at the price of computing s and dp for dq once more. Launched by src/cuda.cpp through
+// same bits on every run, at the price of computing s and dp for dq once more. Launched by src/cuda_calls.cpp through
 // instances.def.
 #pragma once
 #include "gradient.cuh"

@@ -11,7 +11,7 @@
 //   then another kernel rounds dq to rows
 //
 // Blocks of threads add to dq in the order in which they come, so its last bits differ from run to run: where they must
-// not, backward_deterministic_sm80.cuh computes s and dp once more instead. Launched by src/cuda.cpp through
+// not, backward_deterministic_sm80.cuh computes s and dp once more instead. Launched by src/cuda_calls.cpp through
 // instances.def.
 #pragma once
 #include "gradient.cuh"

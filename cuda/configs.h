@@ -104,9 +104,11 @@ FLASH_INLINE constexpr int built_tensor_head_dim(int64_t D, int64_t Dv) {
   return 0;
 }
 // Shared memory that a kernel asks of its GPU for one block of threads: what each has since compute capability 8.0, or
-// what those for data centers have (163 KiB on 8.0, more on 9.0 and 10.0).
-enum class Memory : uint8_t { kSmall, kLarge };
-FLASH_INLINE constexpr int most_shared_bytes(Memory memory) { return (memory == Memory::kSmall ? 99 : 163) * 1024; }
+// what those for data centers have (163 KiB on 8.0, more on 9.0 and 10.0), or what the kernels for 9.0a count on.
+enum class Memory : uint8_t { kSmall, kLarge, kHopper };
+FLASH_INLINE constexpr int most_shared_bytes(Memory memory) {
+  return (memory == Memory::kSmall ? 99 : memory == Memory::kLarge ? 163 : 227) * 1024;
+}
 
 // 32 queries a warp where registers hold O and the scores of as many (192 of 255 at 128): each fragment of k and v then
 // serves two products. Else 16: from 192 on, and with options, whose rules take registers too. At 256 q, k and v of 128
@@ -166,6 +168,60 @@ FLASH_INLINE constexpr int backward_deterministic_sm80_shared_bytes(int head_dim
   return backward_rows_bytes(head_dim, backward_deterministic_sm80_tile(head_dim));
 }
 
+// ---- Hopper ---------------------------------------------------------------------------------------------------------
+
+// A tile of scores whose rows are shared out among warpgroups, 64 each. One more warpgroup loads.
+struct WarpgroupTile {
+  int rows, columns;
+  FLASH_INLINE constexpr int warpgroups() const { return rows / 64; }
+  FLASH_INLINE constexpr int threads() const { return 128 * (warpgroups() + 1); }
+  // Registers of a thread that loads, and of one that computes: of 65536 in all.
+  FLASH_INLINE constexpr int loading_registers() const { return warpgroups() == 2 ? 24 : 32; }
+  FLASH_INLINE constexpr int computing_registers() const { return warpgroups() == 2 ? 240 : 160; }
+};
+constexpr int kHopperHeadDims[] = {64, 96, 128, 192, 256};
+FLASH_INLINE constexpr int built_hopper_head_dim(int64_t D, int64_t Dv) {
+  for (int head_dim : kHopperHeadDims)
+    if (D <= head_dim && Dv <= head_dim) return head_dim;
+  return 0;
+}
+// Three warpgroups at 64, where the exponentials take as long as the products, so that those of one run beside the
+// products of two. Else two, whose registers hold O, scores and weights (192 of 232 at 128 and 256). With options, whose
+// rules take registers too, fewer keys.
+FLASH_INLINE constexpr WarpgroupTile forward_sm90_tile(int head_dim, bool has_options) {
+  if (has_options) return {128, head_dim <= 192 ? 64 : 32};
+  if (head_dim == 64) return {192, 128};
+  return {128, head_dim <= 128 ? 128 : head_dim == 192 ? 96 : 64};
+}
+constexpr int kForwardStages = 2;
+// Of each tile of keys where it lies, at most 16 words; barriers; a word for each thread (forward_sm90.cuh).
+constexpr int kStepBytes = 64, kBarrierBytes = 128;
+FLASH_INLINE constexpr int forward_sm90_shared_bytes(int head_dim, bool has_options) {
+  const WarpgroupTile tile = forward_sm90_tile(head_dim, has_options);
+  const int row_bytes = (head_dim + 63) / 64 * 128;
+  return row_bytes * (tile.rows + 2 * kForwardStages * tile.columns) + kForwardStages * kStepBytes + kBarrierBytes +
+         4 * tile.rows * 2;
+}
+
+// dk, dv and dq in one pass: keys, 64 to a warpgroup, x queries. As many queries as registers have scores for beside dk
+// and dv; above 128 those two alone would fill them.
+constexpr int kBackwardHopperHeadDims[] = {64, 128};
+FLASH_INLINE constexpr int built_backward_hopper_head_dim(int64_t D, int64_t Dv) {
+  for (int head_dim : kBackwardHopperHeadDims)
+    if (D <= head_dim && Dv <= head_dim) return head_dim;
+  return 0;
+}
+FLASH_INLINE constexpr WarpgroupTile backward_sm90_tile(int head_dim, bool has_options) {
+  return {128, head_dim == 64 && !has_options ? 128 : 64};
+}
+// k, v; two stages of q and do; two of ds; dq in float32; of each query of a stage lse2 and delta, and where it lies.
+FLASH_INLINE constexpr int backward_sm90_shared_bytes(int head_dim, bool has_options) {
+  const WarpgroupTile tile = backward_sm90_tile(head_dim, has_options);
+  return 4 * head_dim * (tile.rows + kBackwardStages * tile.columns) + 2 * 2 * tile.rows * tile.columns +
+         4 * head_dim * tile.columns + kBackwardStages * 8 * tile.columns + (kBackwardStages + 2) * kStepBytes +
+         kBarrierBytes;
+}
+
 // ---- All ------------------------------------------------------------------------------------------------------------
 
 FLASH_INLINE constexpr bool fits(int bytes, Memory memory) { return bytes <= most_shared_bytes(memory); }
@@ -181,6 +237,12 @@ FLASH_INLINE constexpr bool all_fit() {
         !fits(backward_deterministic_sm80_shared_bytes(head_dim), Memory::kSmall))
       return false;
   }
+  for (int head_dim : kHopperHeadDims)
+    for (bool has_options : {false, true})
+      if (!fits(forward_sm90_shared_bytes(head_dim, has_options), Memory::kHopper)) return false;
+  for (int head_dim : kBackwardHopperHeadDims)
+    for (bool has_options : {false, true})
+      if (!fits(backward_sm90_shared_bytes(head_dim, has_options), Memory::kHopper)) return false;
   return true;
 }
 static_assert(all_fit(), "a block of threads must fit its GPU");

@@ -9,7 +9,7 @@
 //     l = alpha l + sum p;  O = alpha O + p v             p through shared memory, v in chunks through k's buffer
 //   o = O / l;  lse = m + ln l
 //
-// A block of threads takes tiles of queries of one head, grid-stride. Launched by src/cuda.cpp through instances.def.
+// A block of threads takes tiles of queries of one head, grid-stride. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
 #include "softmax.cuh"
 #include "tile.cuh"

@@ -10,7 +10,7 @@
 //   o = O / l;  lse = m + ln l                            o through q's shared memory, in full sectors
 //
 // Tiles of keys are gathered from the block mask (work.cuh). A tile that every query sees takes no rules at all.
-// Launched by src/cuda.cpp through instances.def.
+// Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
 #include "fragment.cuh"
 #include "softmax.cuh"
@@ -107,22 +107,11 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions, kMemory)
 
     const Task same = task_of(params.tiles, here(index));  // anew: kept, it would take registers from the loop
     const int64_t q_len = sequence_of(x, same.b).q_len;
-    const float sink = x.sinks.data == nullptr
-                           ? -infinity()
-                           : kLog2E * read_number(x.sinks.data, x.sinks.dtype, same.head * x.sinks.head);
     const int thread = thread_here();
     float scale[kRows];
-#pragma unroll
-    for (int a = 0; a < kRows; ++a) {
-      const float factor = sums.finish(a, sink);
-      const bool is_empty = query_of(same, thread, a) >= q_len || sums.sum[a] == 0;  // past q_len, or sees nothing
-      scale[a] = is_empty ? 0 : factor * x.keep_scale / sums.sum[a];
-      const LseView &lse = params.lse;
-      if (lse.data != nullptr && thread % 4 == 0 && query_of(same, thread, a) < end_of(same))
-        static_cast<float *>(
-            lse.data)[same.b * lse.batch + same.head * lse.head + query_of(same, thread, a) * lse.row] =
-            is_empty ? -infinity() : sums.lse(a);
-    }
+    finish_rows(
+        x, params.lse, sums, same.b, same.head, q_len, end_of(same), [&](int a) { return query_of(same, thread, a); },
+        scale);
     wait_for_copies<0>();
     __syncthreads();  // q's copies have landed even where there were no keys
     store_tile<T>(o, scale, q_tile, first_row_of(thread), params.o, same.b, same.head, x.Dv,

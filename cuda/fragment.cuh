@@ -206,9 +206,8 @@ __device__ __forceinline__ void scale_rows(float (&x)[kRows][kColumns], const fl
 }
 
 // Numbers [a][b], rounded to T, become rows of the tile from first_row on, in unit unit_at(b).
-template <class T, int kHeadDim, int kRows, int kColumns, class UnitAt>
-__device__ __forceinline__ void put_rows(const float (&from)[kRows][kColumns], SharedTile<kHeadDim> to, int first_row,
-                                         UnitAt unit_at) {
+template <class T, class Tile, int kRows, int kColumns, class UnitAt>
+__device__ __forceinline__ void put_rows(const float (&from)[kRows][kColumns], Tile to, int first_row, UnitAt unit_at) {
   const int lane = here(static_cast<int>(threadIdx.x)) % kWarp;
 #pragma unroll
   for (int a = 0; a < kRows; ++a)
@@ -221,10 +220,10 @@ __device__ __forceinline__ void put_rows(const float (&from)[kRows][kColumns], S
 
 // kRows rows of the tile from first_row on become the rows at position_of(row); nothing where that is negative. Shared
 // out among kThreads threads, of which this is number `thread`.
-template <int kRows, int kThreads, int kHeadDim, class PositionOf>
-__device__ __forceinline__ void send_rows(SharedTile<kHeadDim> from, int first_row, int thread, const Rows &to,
-                                          int64_t b, int head, int columns, PositionOf position_of) {
-  constexpr int kUnits = kHeadDim / kUnit;
+template <int kRows, int kThreads, class Tile, class PositionOf>
+__device__ __forceinline__ void send_rows(Tile from, int first_row, int thread, const Rows &to, int64_t b, int head,
+                                          int columns, PositionOf position_of) {
+  constexpr int kUnits = Tile::kUnits;
   const RowsView &view = to.view;
   char *const head_of_rows = static_cast<char *>(view.data) + (b * view.batch + head * view.head) * 2;
 #pragma unroll 1

@@ -21,7 +21,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), const void *params, const Laun
     if (error != cudaSuccess) return error;
   }
   void *arguments[] = {const_cast<void *>(params)};
-  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(smaller(launch.tasks, kMostBlocks))),
+  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(smaller(launch.blocks, kMostBlocks))),
                           dim3(static_cast<unsigned>(launch.threads)), arguments,
                           static_cast<size_t>(launch.shared_bytes), static_cast<cudaStream_t>(launch.stream));
 }
@@ -32,6 +32,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), const void *params, const Laun
 #define FLASH_OPTIONS_options true
 #define FLASH_MEMORY_small Memory::kSmall
 #define FLASH_MEMORY_large Memory::kLarge
+#define FLASH_MEMORY_hopper Memory::kHopper
 #define FLASH_INSTANCE_any(operation, head_dim, options, memory) operation<head_dim, FLASH_OPTIONS_##options>
 #define FLASH_INSTANCE_float16(operation, head_dim, options, memory) \
   operation<Half, head_dim, FLASH_OPTIONS_##options, FLASH_MEMORY_##memory>

@@ -1,6 +1,6 @@
 // What the plain kernels are told: the problem as plain numbers and borrowed pointers, for host and device.
 //
-// The host fills these structs from a checked Problem (src/cuda.cpp). What lies in device arrays (lengths, offsets, the
+// The host fills these structs from a checked Problem (src/cuda_calls.cpp). What lies in device arrays (lengths, offsets, the
 // seed, block lists) was not checked: kernels clamp lengths and skip indices out of range, so nothing is ever accessed
 // out of bounds. Extents are below 2^31, products and strides are 64 bits wide.
 #pragma once
@@ -8,6 +8,7 @@
 
 #include "geometry.h"
 #include "tensor.h"
+#include "tensor_map.h"
 
 namespace flash {
 
@@ -67,6 +68,15 @@ struct ForwardParams {
   LseView lse;  // may be absent
 };
 
+// The same for Hopper, whose copies take maps of the tensors.
+struct ForwardSm90Params {
+  ForwardParams forward;
+  TensorMap q, k, v, o;  // boxes of a tile's rows; of box_keys keys; of the 64 rows of a warpgroup
+  int heads_together;    // whose keys stay in the L2 cache
+  int box_keys;          // divides the keys of a tile and the blocks of the mask
+  bool has_o_map;        // else o's rows are stored one by one
+};
+
 // What the backward keeps per query in the workspace, (B, Hq, Lq) each.
 struct QueryFacts {
   float *delta;     // rowsum(do * o) - dlse
@@ -98,6 +108,14 @@ struct GradientParams {
   QueryFacts facts;
   DqSums dq_sums;  // instead of dq, where dk and dv are summed in the same pass
   Rows dq, dk, dv;
+};
+
+// The same for Hopper.
+struct GradientSm90Params {
+  GradientParams gradient;
+  TensorMap q, k, v, dout, dk, dv;  // boxes of box_queries; of a tile's keys; of the 64 keys of a warpgroup
+  int box_queries;                  // divides the queries of a tile and the blocks of the mask
+  bool has_dk_map, has_dv_map;      // else their rows are stored one by one
 };
 
 struct DqParams {
@@ -162,7 +180,7 @@ struct MergeParams {
 
 // How the host starts a kernel.
 struct Launch {
-  int64_t tasks;  // kernels stride over them, so a grid may have fewer blocks
+  int64_t blocks;  // kernels stride over their tasks, so a grid may have fewer
   int threads, shared_bytes;
   void *stream;
 };

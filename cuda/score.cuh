@@ -93,10 +93,15 @@ __device__ __forceinline__ bool mask_allows(const Attention &x, const Head &head
          static_cast<const uint8_t *>(x.mask.data)[head.mask + i * x.mask.row + j * x.mask.column] != 0;
 }
 
+// Where the row next to one of a thread's rows is, an even position and the odd one after it: rows 2n and 2n + 1 are
+// both the thread's, or 0 and 1 are 8 apart and the thread 4 lanes further has the next one of each, as with wgmma.
+enum class Neighbour : uint8_t { kOwn, kFourLanesOff };
+
 // The part of a tile that one thread owns: row_of(a) and column_of(b) are positions, -1 where there is none.
-template <Side kRowSide_, int kRows_, int kColumns_, class RowOf, class ColumnOf>
+template <Side kRowSide_, Neighbour kNeighbour_, int kRows_, int kColumns_, class RowOf, class ColumnOf>
 struct Part {
   static constexpr Side kRowSide = kRowSide_;
+  static constexpr Neighbour kNeighbour = kNeighbour_;
   static constexpr int kRows = kRows_, kColumns = kColumns_;
   static constexpr bool kQueryRows = kRowSide == Side::kQueries;
   RowOf row_of;
@@ -105,8 +110,9 @@ struct Part {
   __device__ __forceinline__ int query(int a, int b) const { return kQueryRows ? row_of(a) : column_of(b); }
   __device__ __forceinline__ int key(int a, int b) const { return kQueryRows ? column_of(b) : row_of(a); }
 };
-template <Side kRowSide, int kRows, int kColumns, class RowOf, class ColumnOf>
-__device__ __forceinline__ Part<kRowSide, kRows, kColumns, RowOf, ColumnOf> part_of(RowOf row_of, ColumnOf column_of) {
+template <Side kRowSide, int kRows, int kColumns, Neighbour kNeighbour = Neighbour::kOwn, class RowOf, class ColumnOf>
+__device__ __forceinline__ Part<kRowSide, kNeighbour, kRows, kColumns, RowOf, ColumnOf> part_of(RowOf row_of,
+                                                                                                ColumnOf column_of) {
   return {row_of, column_of};
 }
 
@@ -180,26 +186,39 @@ __device__ __forceinline__ void apply_rules_in_registers(const Attention &x, con
     }
 }
 
-// Which pairs dropout keeps: bit kColumns * a + b. Rows 2n and 2n + 1 are neighbours, the first at an even position,
-// and so are columns: one draw serves such a square. What is kept where there is no pair does not matter.
+// Which pairs dropout keeps: bit kColumns * a + b. Neighbouring rows, and columns, start at an even position: one draw
+// serves such a square. What is kept where there is no pair does not matter.
 template <class P>
 __device__ __forceinline__ auto kept_pairs(const Attention &x, const Head &head, const P &part) {
   constexpr int kRows = P::kRows, kColumns = P::kColumns;
+  constexpr bool kOwn = P::kNeighbour == Neighbour::kOwn;
   static_assert(kRows % 2 == 0 && kColumns % 2 == 0 && kRows * kColumns <= 64, "squares of 2 x 2, in one word");
+  static_assert(kOwn || kRows == 2, "rows 8 apart");
   using Word = std::conditional_t<kRows * kColumns <= 32, uint32_t, uint64_t>;
   Word kept = 0;
   if (x.keep_threshold >> 32 != 0) return kept;
   const uint32_t least = static_cast<uint32_t>(x.keep_threshold);
+  // Of two lanes with neighbouring rows the first draws for row 0 of both, the second for row 1.
+  const int drawn = kOwn ? 0 : static_cast<int>(threadIdx.x) / 4 % 2;
 #pragma unroll 1  // all draws at once would take more registers than there are
   for (int square = 0; square < kRows * kColumns / 4; ++square) {
     const int a = square / (kColumns / 2) * 2, b = square % (kColumns / 2) * 2;
-    const Philox words = dropout_words(head.seed, head.b, head.h, part.query(a, b), part.key(a, b));
+    const int i = P::kQueryRows && drawn == 1 ? part.query(1, b) : part.query(a, b);
+    const int j = !P::kQueryRows && drawn == 1 ? part.key(1, b) : part.key(a, b);
+    const Philox words = dropout_words(head.seed, head.b, head.h, i, j);
     Word bits = 0;
     if (words.word[0] >= least) bits |= 1;
     if (words.word[P::kQueryRows ? 1 : 2] >= least) bits |= 2;
     if (words.word[P::kQueryRows ? 2 : 1] >= least) bits |= Word{1} << kColumns;
     if (words.word[3] >= least) bits |= Word{2} << kColumns;
     kept |= bits << (kColumns * a + b);
+  }
+  if constexpr (!kOwn) {
+    // What was drawn for the other lane's row against what that lane drew for this one's.
+    constexpr Word kRow = static_cast<Word>((Word{1} << (kColumns - 1) << 1) - 1);
+    const Word own = drawn == 0 ? kept & kRow : kept >> kColumns & kRow,
+               others = shuffle_xor(drawn == 0 ? kept >> kColumns & kRow : kept & kRow, 4);
+    kept = drawn == 0 ? own | others << kColumns : others | own << kColumns;
   }
   return kept;
 }

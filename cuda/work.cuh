@@ -17,13 +17,26 @@ struct Task {
 // Which side of the score matrix lies along the rows of a tile.
 enum class Side : bool { kQueries, kKeys };
 
-// The longest tasks come first: under a causal rule the last queries have the most keys, the first keys the most
-// queries.
+// The longest tasks of a head come first: under a causal rule the last queries have the most keys, the first keys the
+// most queries.
 template <Side kSide = Side::kQueries>
 FLASH_INLINE Task task_of(const Tiles &tiles, int64_t index) {
   const int64_t head = index / tiles.tiles, n = index % tiles.tiles;
   const int64_t tile = kSide == Side::kQueries ? tiles.tiles - 1 - n : n;
   return {head / tiles.heads, static_cast<int>(head % tiles.heads), static_cast<int>(tile * tiles.step)};
+}
+// The same with the tiles of `heads_together` heads in turn: the longest of all of them come first.
+FLASH_INLINE Task task_of_heads(const Tiles &tiles, int heads_together, int64_t index) {
+  const int64_t first = index / (tiles.tiles * heads_together) * heads_together;
+  const int64_t heads = smaller(heads_together, tiles.tasks / tiles.tiles - first), rest = index - first * tiles.tiles;
+  const int64_t head = first + rest % heads, tile = tiles.tiles - 1 - rest / heads;
+  return {head / tiles.heads, static_cast<int>(head % tiles.heads), static_cast<int>(tile * tiles.step)};
+}
+
+// The task that block `block` of `blocks` which stay takes in this round. Every second round goes backwards, so that
+// who had the longest task of one gets the shortest of the next.
+FLASH_INLINE int64_t task_in_round(int64_t round, int64_t block, int64_t blocks) {
+  return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
 }
 
 // The positions of a tile of kCount rows or columns.
@@ -75,21 +88,24 @@ FLASH_INLINE Granules<kCount> consecutive(int64_t begin, int64_t end) {
 // block mask.
 class Walk {
  public:
-  static constexpr int kStep = 64;  // a multiple of the columns of every tile
+  static constexpr int kStep = 64;  // a multiple of the columns of every tile, but for Hopper's
 
-  __device__ __forceinline__ Walk(const BlockLists &lists, int64_t b, int h, int own_begin, Interval span)
+  // The walk starts at a multiple of `step`, which the columns of the tile divide, or, with a block mask, of `box`, in
+  // which positions are taken.
+  __device__ __forceinline__ Walk(const BlockLists &lists, int64_t b, int h, int own_begin, Interval span,
+                                  int step = kStep, int box = kGranule)
       : lists_(lists), end_(0), position_(0), stretch_end_(0), at_(0), last_(0) {
     if (empty(span)) return;
     end_ = static_cast<uint32_t>(span.end);
     if (lists.start == nullptr) {
       // Steps at fixed places, so that the bits of a row don't depend on the rows beside it.
-      position_ = static_cast<uint32_t>(span.begin / kStep * kStep), stretch_end_ = end_;
+      position_ = static_cast<uint32_t>(span.begin / step * step), stretch_end_ = end_;
       return;
     }
     const int32_t *start = lists.start + b * lists.batch + h * lists.head + own_begin / lists.own * lists.line;
     at_ = static_cast<int>(clamp(start[0], 0, lists.count));
     last_ = static_cast<int>(clamp(start[lists.line], at_, lists.count));
-    const auto begin = static_cast<uint32_t>(span.begin / kGranule * kGranule);
+    const auto begin = static_cast<uint32_t>(span.begin / box * box);
     for (int high = last_; at_ < high;) {  // the first block that ends behind begin
       const int middle = at_ + (high - at_) / 2;
       if ((lists.index[middle * lists.index_stride] + int64_t{1}) * lists.other <= begin)
@@ -101,16 +117,22 @@ class Walk {
     position_ = position_ < begin ? begin : position_;
   }
 
+  // The next `count` positions, a divisor of the mask's blocks: the first of them, -1 if there is nothing left.
+  __device__ __forceinline__ bool next(int count, int *first) {
+    while (position_ >= stretch_end_ && at_ < last_) next_block();
+    const bool found = position_ < stretch_end_;
+    *first = found ? static_cast<int>(position_) : -1;
+    position_ += static_cast<uint32_t>(count);
+    return found;
+  }
+
   // The next tile; false if there is nothing left.
   template <int kCount>
   __device__ __forceinline__ bool next(Granules<kCount> *granules) {
     bool any = false;
 #pragma unroll
     for (int g = 0; g < Granules<kCount>::kNumber; ++g) {
-      while (position_ >= stretch_end_ && at_ < last_) next_block();
-      const bool found = position_ < stretch_end_;
-      granules->first[g] = found ? static_cast<int>(position_) : -1;
-      position_ += kGranule;
+      const bool found = next(kGranule, &granules->first[g]);
       any = any || found;
     }
     return any;

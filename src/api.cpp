@@ -5,7 +5,7 @@
 
 #include "check.h"
 #include "cpu/cpu.h"
-#include "cuda.h"
+#include "cuda_calls.h"
 #include "error.h"
 #include "explain.h"
 #include "flash.h"

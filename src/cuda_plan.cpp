@@ -1,10 +1,12 @@
 // The CUDA backend's plan: kernel, tiles, grid and workspace from the problem and the device's facts, without a CUDA
-// call; and the arguments that kernels get. Called by plan.cpp and cuda.cpp.
+// call; and the arguments that kernels get. Called by plan.cpp and cuda_calls.cpp.
 #include <cfloat>
 #include <cmath>
+#include <numeric>
 
-#include "cuda.h"
+#include "cuda_calls.h"
 #include "cuda_fill.h"
+#include "cuda_maps.h"
 #include "error.h"
 #include "random.h"
 
@@ -43,10 +45,12 @@ BlockLists lists_by_column(const Problem &problem) {
 // Below this a product with -inf, or with the smallest scores, is not what it would be in exact arithmetic.
 bool is_plain_scale(double scale) { return scale * kLog2E >= FLT_MIN && scale * kLog2E <= FLT_MAX; }
 
-// Rows from one tile to the next.
+// Rows from one tile to the next, so that none crosses a line of the block mask (a power of two).
 int tile_step(int rows, int64_t length, int64_t block) {
-  const int64_t step = smaller(rows, round_up(length, kGranule));
-  return static_cast<int>(larger(kGranule, block == 0 ? step : smaller(step, block)));
+  int64_t most = rows;
+  if (block != 0)
+    for (most = block; most > rows;) most /= 2;
+  return static_cast<int>(larger(kGranule, smaller(most, round_up(length, kGranule))));
 }
 
 int64_t warps_to_blocks(int64_t warps) { return ceil_div(warps, kPlainThreads / 32); }
@@ -142,39 +146,75 @@ int64_t bias_partial_count(const BiasPieces &pieces, const ScoresView &dbias) {
 
 namespace {
 
+// What a kernel is written for.
+enum class Family : uint8_t { kAny, kSm80, kSm90 };
+
 // The kernel family for a problem and its tiles.
 struct Choice {
-  bool is_tensor;    // on tensor cores
+  Family family;
   bool is_one_pass;  // dq with dk and dv
   DType dtype;
   Memory memory;
   int head_dim, rows, columns, threads, shared_bytes;
 };
 
-Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device) {
+// Whether dq can be summed with dk and dv in one pass.
+bool wants_one_pass(const Problem &problem, uint32_t wanted) {
+  return (wanted & FLASH_DQ) != 0 && (wanted & (FLASH_DK | FLASH_DV)) != 0 && !problem.deterministic;
+}
+
+// Why Hopper's own kernels don't take a problem of 16-bit numbers; NULL if they do.
+const char *hopper_limit(const Problem &x, uint32_t wanted, const CudaDevice &device) {
+  // Smaller blocks would leave most of a warpgroup's 64 rows empty, or make boxes of a few keys.
+  constexpr int64_t kLeastBlock = 64;
+  if (device.compute_capability != 90 || device.shared_bytes < most_shared_bytes(Memory::kHopper))
+    return "the kernels for tensor cores newer than those of 8.0 are for compute capability 9.0";
+  if (wanted != 0 && (!wants_one_pass(x, wanted) || built_backward_hopper_head_dim(x.D, x.Dv) == 0))
+    return "Hopper's backward takes head dimensions to 128, asks for dq together with dk or dv, and isn't "
+           "deterministic";
+  if (x.blocks.block_q != 0 && smaller(x.blocks.block_q, x.blocks.block_k) < kLeastBlock)
+    return "Hopper's kernels take block masks with blocks of 64 and more";
+  if (!takes_map(x.q, x.dtype, {x.D, x.Lq, x.Hq, x.B}) || !takes_map(x.k, x.dtype, {x.D, x.Lk, x.Hk, x.B}) ||
+      !takes_map(x.v, x.dtype, {x.Dv, x.Lk, x.Hk, x.B}))
+    return "Hopper's kernels take q, k and v with rows that start at multiples of 16 bytes and strides above 0";
+  return nullptr;
+}
+
+// takes_dout: whether do can be copied by boxes.
+Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device, bool takes_dout = true) {
   const bool is_forward = wanted == 0, has_options = has_score_options(problem);
+  const bool is_one_pass = wants_one_pass(problem, wanted);
   const auto has = [&](Memory memory) { return device.shared_bytes >= most_shared_bytes(memory); };
-  const auto tensor = [&](int head_dim, TensorTile tile, Memory memory, int bytes, bool is_one_pass = false) {
-    return Choice{true, is_one_pass, problem.dtype, memory, head_dim, tile.rows, tile.columns, tile.threads(), bytes};
-  };
   const int tensor_dim = built_tensor_head_dim(problem.D, problem.Dv);
   if (size_bytes(problem.dtype) == 2 && tensor_dim != 0) {
+    const auto tensor = [&](Family family, int head_dim, auto tile, Memory memory, int bytes, bool one_pass = false) {
+      return Choice{family, one_pass, problem.dtype, memory, head_dim, tile.rows, tile.columns, tile.threads(), bytes};
+    };
+    if (takes_dout && hopper_limit(problem, wanted, device) == nullptr) {
+      const int head_dim = is_forward ? built_hopper_head_dim(problem.D, problem.Dv)
+                                      : built_backward_hopper_head_dim(problem.D, problem.Dv);
+      if (is_forward)
+        return tensor(Family::kSm90, head_dim, forward_sm90_tile(head_dim, has_options), Memory::kHopper,
+                      forward_sm90_shared_bytes(head_dim, has_options));
+      return tensor(Family::kSm90, head_dim, backward_sm90_tile(head_dim, has_options), Memory::kHopper,
+                    backward_sm90_shared_bytes(head_dim, has_options), true);
+    }
     if (is_forward) {
       const Memory memory = forward_sm80_memory(tensor_dim, has(Memory::kLarge));
-      return tensor(tensor_dim, forward_sm80_tile(tensor_dim, has_options, memory), memory,
+      return tensor(Family::kSm80, tensor_dim, forward_sm80_tile(tensor_dim, has_options, memory), memory,
                     forward_sm80_shared_bytes(tensor_dim, has_options, memory));
     }
     const Memory memory = backward_sm80_memory(tensor_dim);
-    if ((wanted & FLASH_DQ) != 0 && (wanted & (FLASH_DK | FLASH_DV)) != 0 && !problem.deterministic && has(memory)) {
-      return tensor(tensor_dim, backward_sm80_tile(tensor_dim), memory, backward_sm80_shared_bytes(tensor_dim), true);
-    }
-    return tensor(tensor_dim, backward_deterministic_sm80_tile(tensor_dim), Memory::kSmall,
+    if (is_one_pass && has(memory))
+      return tensor(Family::kSm80, tensor_dim, backward_sm80_tile(tensor_dim), memory,
+                    backward_sm80_shared_bytes(tensor_dim), true);
+    return tensor(Family::kSm80, tensor_dim, backward_deterministic_sm80_tile(tensor_dim), Memory::kSmall,
                   backward_deterministic_sm80_shared_bytes(tensor_dim));
   }
   const int head_dim = built_head_dim(problem.D, problem.Dv);
   const TileShape tile = is_forward ? forward_tile(head_dim) : backward_tile(head_dim);
   return {
-      false,          false,          kAnyType,
+      Family::kAny,   false,          kAnyType,
       Memory::kSmall, head_dim,       tile.rows,
       tile.columns,   tile.threads(), is_forward ? forward_shared_bytes(head_dim) : backward_shared_bytes(head_dim)};
 }
@@ -221,45 +261,71 @@ int64_t cuda_dq_pieces(const Problem &problem) {
   return problem.B * problem.Hq * ceil_div(problem.Lq, 8) * ceil_div(problem.D, 32);
 }
 
+KernelLaunch plain_launch(Operation operation, int64_t tasks, int shared_bytes) {
+  return {operation, kAnyType, 0, false, Memory::kSmall, tasks, tasks, kPlainThreads, shared_bytes, 0};
+}
+
+int cuda_heads_together(const Problem &problem) {
+  constexpr int64_t kCacheBytes = int64_t{32} << 20;  // of the 50 MiB of an H100
+  const int64_t keys_bytes = problem.Lk * (problem.D + problem.Dv) * size_bytes(problem.dtype);
+  const int64_t key_heads = clamp(kCacheBytes / larger(1, keys_bytes), 1, problem.Hk * problem.B);
+  return static_cast<int>(smaller(key_heads * (problem.Hq / problem.Hk), int64_t{1} << 20));
+}
+
+int cuda_box_keys(const Problem &problem, bool has_options, int head_dim) {
+  return static_cast<int>(std::gcd(forward_sm90_tile(head_dim, has_options).columns, problem.blocks.block_k));
+}
+int cuda_box_queries(const Problem &problem, bool has_options, int head_dim) {
+  return static_cast<int>(std::gcd(backward_sm90_tile(head_dim, has_options).columns, problem.blocks.block_q));
+}
+
 KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const CudaDevice &device, const ScoresView &dbias,
-                             int64_t most_partial) {
-  const Choice choice = choose(problem, wanted, device);
+                             int64_t most_partial, bool takes_dout) {
+  const Choice choice = choose(problem, wanted, device, takes_dout);
   const bool has_options = has_score_options(problem);
   KernelLaunches launches{};
   const auto add = [&](KernelLaunch launch) {
     if (launch.tasks > 0) launches.list[launches.count++] = launch;
   };
   const auto add_tiles = [&](Operation operation, const Tiles &tiles) {
-    add({operation, choice.dtype, choice.head_dim, has_options, choice.memory, tiles.tasks, choice.threads,
+    // Those of Hopper's forward stay: one on each multiprocessor.
+    const bool stays = operation == Operation::forward_sm90;
+    const int64_t blocks = stays ? smaller(tiles.tasks, device.multiprocessors) : tiles.tasks;
+    add({operation, choice.dtype, choice.head_dim, has_options, choice.memory, tiles.tasks, blocks, choice.threads,
          choice.shared_bytes, choice.rows});
   };
   const auto add_plain = [&](Operation operation, int64_t tasks, int shared_bytes) {
-    add({operation, kAnyType, 0, false, Memory::kSmall, tasks, kPlainThreads, shared_bytes, 0});
+    add(plain_launch(operation, tasks, shared_bytes));
   };
+  const bool is_tensor = choice.family == Family::kSm80;
   if (wanted == 0) {
-    add_tiles(choice.is_tensor ? Operation::forward_sm80 : Operation::forward_any,
+    add_tiles(choice.family == Family::kSm90 ? Operation::forward_sm90
+              : is_tensor                    ? Operation::forward_sm80
+                                             : Operation::forward_any,
               cuda_query_tiles(problem, choice.rows));
     return launches;
   }
   add_plain(Operation::backward_prepare_any, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
   const int before = launches.count;
   if (choice.is_one_pass) {
-    add_tiles(Operation::backward_sm80, cuda_key_tiles(problem, choice.rows));
+    add_tiles(is_tensor ? Operation::backward_sm80 : Operation::backward_sm90, cuda_key_tiles(problem, choice.rows));
     add_plain(Operation::backward_dq_sm80, warps_to_blocks(cuda_dq_pieces(problem)), 0);
   } else {
     if (wanted & (FLASH_DK | FLASH_DV)) {
-      add_tiles(choice.is_tensor ? Operation::backward_keys_sm80 : Operation::backward_keys_any,
+      add_tiles(is_tensor ? Operation::backward_keys_sm80 : Operation::backward_keys_any,
                 cuda_key_tiles(problem, choice.rows));
     }
     if (wanted & FLASH_DQ) {
-      add_tiles(choice.is_tensor ? Operation::backward_queries_sm80 : Operation::backward_queries_any,
+      add_tiles(is_tensor ? Operation::backward_queries_sm80 : Operation::backward_queries_any,
                 cuda_query_tiles(problem, choice.rows));
     }
   }
   if (wanted & FLASH_DBIAS) {
     const BiasPieces pieces = cuda_bias_pieces(problem, dbias, most_partial);
-    add({Operation::backward_bias_any, kAnyType, 0, true, Memory::kSmall, pieces.own.product() * pieces.splits,
-         bias_tile_shape().threads(), bias_shared_bytes(), 0});
+    KernelLaunch launch =
+        plain_launch(Operation::backward_bias_any, pieces.own.product() * pieces.splits, bias_shared_bytes());
+    launch.has_options = true, launch.threads = bias_tile_shape().threads();
+    add(launch);
     if (pieces.splits > 1) {
       add_plain(Operation::backward_bias_sum_any, threads_to_blocks(bias_partial_count(pieces, dbias) / pieces.splits),
                 0);
@@ -278,11 +344,14 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
   }
   const Choice choice = choose(problem, wanted, device);
   Plan plan{};
-  if (choice.is_tensor) {
+  if (choice.family == Family::kSm90) {
+    plan.kernel = wanted == 0 ? "forward_sm90" : "backward_sm90";
+    plan.path = "Hopper's tensor cores";
+  } else if (choice.family == Family::kSm80) {
     plan.kernel = wanted == 0 ? "forward_sm80" : choice.is_one_pass ? "backward_sm80" : "backward_deterministic_sm80";
     plan.path = "tensor cores";
     if (device.compute_capability >= 90) {
-      plan.limit = "the kernels for Hopper's own tensor cores are not part of this version";
+      plan.limit = hopper_limit(problem, wanted, device);
     } else if (wanted != 0 && !choice.is_one_pass && !problem.deterministic) {
       plan.limit =
           "one pass for all gradients asks for dq together with dk or dv, and for 163 KiB of shared memory at "

@@ -247,7 +247,7 @@ std::string launches_json(const Plan &plan) {
     const std::string kernel =
         text(name(launch.operation), '<', head_dim, launch.has_options ? ", options>" : ", plain>");
     launches.json(kernel.c_str(), JsonObject{}
-                                      .number("blocks", launch.tasks)
+                                      .number("blocks", launch.blocks)
                                       .number("threads", launch.threads)
                                       .number("shared_bytes", launch.shared_bytes)
                                       .done());

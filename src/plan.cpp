@@ -2,7 +2,7 @@
 #include "plan.h"
 
 #include "cpu/cpu.h"
-#include "cuda.h"
+#include "cuda_calls.h"
 #include "error.h"
 
 namespace flash {

@@ -15,7 +15,9 @@ constexpr size_t kWorkspaceAlignment = 64;
 
 // The operations of cuda/instances.def, in no order that matters.
 enum class Operation : uint8_t {
+  forward_sm90,
   forward_sm80,
+  backward_sm90,
   backward_sm80,
   backward_dq_sm80,
   backward_keys_sm80,
@@ -46,7 +48,7 @@ struct KernelLaunch {
   int head_dim;      // 0: any
   bool has_options;  // of scores
   Memory memory;
-  int64_t tasks;              // blocks of threads; where a grid can't have so many, they stride over the tasks
+  int64_t tasks, blocks;      // of threads: where there are fewer of them they stride over the tasks
   int threads, shared_bytes;  // of a block
   int tile_rows;              // 0 where tasks are no tiles
 };

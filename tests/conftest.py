@@ -50,12 +50,16 @@ RAN = pytest.StashKey[set]()
 
 @pytest.fixture(autouse=True)
 def emulated_order(request):
-    """On the emulator: in which order warps and blocks run, and when copies arrive, by the test's name."""
+    """On the emulator: in which order warps and blocks run, when copies arrive, and for the numeric sweep on which of
+    the large devices, by the test's name."""
     if emulated.lib is None:
         yield
         return
     number = zlib.crc32(request.node.name.encode())
-    with emulated.running(order=number % 3, copies=number // 3 % 3, seed=number):
+    fixtures = request.fixturenames  # vast memory lies on one device for all tests
+    is_sweep = "backend" in fixtures and "vast" not in fixtures and emulated.lib.emulated_devices() > emulated.AMPERE
+    chosen = (emulated.HOPPER, emulated.AMPERE)[number // 9 % 2] if is_sweep else 0
+    with emulated.running(order=number % 3, copies=number // 3 % 3, seed=number), emulated.Device(chosen):
         yield
     if "backend" in request.fixturenames:
         request.config.stash.setdefault(RAN, set()).update(launch["kernel"] for launch in emulated.launches())

@@ -25,6 +25,7 @@ FORWARD, REVERSE, RANDOM = range(3)  # which warp and block runs next
 LATE, EAGER = range(2)  # when asynchronous copies arrive; RANDOM too
 RACES, UNINITIALISED, TRAFFIC, LINES, NOTHING = 1, 2, 4, 8, 16  # LINES: those that ran; NOTHING: only records
 CHECKS = RACES | UNINITIALISED | TRAFFIC
+HOPPER, SMALL, AMPERE = range(3)  # the devices that emulated_library.py asks for: 9.0, 8.6 with 99 KiB a block, 8.0
 
 
 def _open() -> Any:

@@ -38,14 +38,23 @@ def path() -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a process that computes with it, with two devices, on one thread: such processes share the cores."""
+    """Of a process that computes with it, on one thread, since such processes share the cores. Devices: emulated.py."""
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, "FLASH_LIBRARY": str(path()), "EMULATOR_DEVICES": "90,86", **one_thread, **more}
+    return {**os.environ, "FLASH_LIBRARY": str(path()), "EMULATOR_DEVICES": "90,86,80", **one_thread, **more}
 
 
 def _configure() -> None:
     # PTX is all that the emulator reads, and machine code takes longer to make; test_emulated.py compares the PTX.
-    configure = ["-S", ROOT, "-B", FOLDER, "-DFLASH_CUDA=ON", "-DFLASH_EMULATOR=ON", "-DFLASH_CUDA_CODE=compute_80"]
+    configure = [
+        "-S",
+        ROOT,
+        "-B",
+        FOLDER,
+        "-DFLASH_CUDA=ON",
+        "-DFLASH_EMULATOR=ON",
+        "-DFLASH_CUDA_CODE=compute_80",
+        "-DFLASH_CUDA_CODE_90A=compute_90a",
+    ]
     if shutil.which("ninja") is not None and not (FOLDER / "Makefile").exists():
         configure += ["-G", "Ninja"]
     done = _cmake(*configure)

@@ -22,12 +22,14 @@ cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER="$
   -DFLASH_EMULATOR=ON -DFLASH_TESTS=ON -DFLASH_SANITIZE=address,undefined > "$build/configure.log" ||
   { cat "$build/configure.log"; exit 1; }
 cmake --build "$build" --parallel "$(nproc)" \
-  --target "$target" --target flash_host_tests --target flash_cuda_host_tests --target emulator_tests
+  --target "$target" --target flash_host_tests --target flash_cuda_host_tests --target flash_hopper_host_tests \
+  --target emulator_tests
 
 export ASAN_OPTIONS=detect_leaks=1:protect_shadow_gap=0:strict_string_checks=1
 export UBSAN_OPTIONS=print_stacktrace=1
 "$build/flash_host_tests"
 "$build/flash_cuda_host_tests"
+"$build/flash_hopper_host_tests"
 "$build/tests/emulator/emulator_tests"
 
 # Python itself never frees everything, so no leaks are looked for here. The runtimes must come before any other library.

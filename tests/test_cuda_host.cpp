@@ -7,15 +7,14 @@
 #include <algorithm>
 #include <cfloat>
 #include <numeric>
-#include <random>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "checks.h"
 #include "configs.h"
-#include "cuda.h"
+#include "cuda_calls.h"
 #include "cuda_fill.h"
+#include "cuda_host.h"
 #include "error.h"
 #include "flash.h"
 #include "geometry.h"
@@ -28,11 +27,6 @@
 using namespace flash;
 
 namespace {
-
-std::mt19937 random_bits(11);
-int64_t draw(int64_t low, int64_t high) {
-  return low + static_cast<int64_t>(random_bits() % static_cast<uint32_t>(high - low + 1));
-}
 
 // ---- Tiles
 
@@ -267,16 +261,6 @@ void test_configs() {
 
 // ---- The plan
 
-Problem problem_of(int64_t B, int64_t Lq, int64_t Lk, int64_t Hq, int64_t Hk, int64_t D) {
-  Problem problem{};
-  problem.backend = Backend::kCuda;
-  problem.dtype = DType::kFloat32;
-  problem.B = B, problem.Lq = Lq, problem.Lk = Lk, problem.Hq = Hq, problem.Hk = Hk, problem.D = D, problem.Dv = D;
-  problem.scale = 0.125;
-  problem.window = {kOpen, kOpen};
-  return problem;
-}
-
 float some_memory[4];
 // A bias over B, with stride 0 along the axes that it lacks.
 ScoresView bias_of(const Problem &problem, bool has_batch, bool has_heads, bool has_rows, bool has_columns) {
@@ -323,8 +307,6 @@ void test_bias_pieces() {
   const Problem none = problem_of(0, 64, 64, 2, 2, 64);
   CHECK(cuda_bias_pieces(none, bias_of(none, true, true, true, true), INT64_MAX).own.product() == 0);
 }
-
-const CudaDevice kSmall{"small", 80, 1, 99 * 1024, 1 << 30}, kLarge{"large", 90, 132, 227 * 1024, int64_t{80} << 30};
 
 void test_plan() {
   Problem problem = problem_of(2, 100, 200, 8, 2, 64);

@@ -1,10 +1,13 @@
-"""Arrays as they lie in memory: any strides that the contract allows give the bits that compact arrays give."""
+"""Arrays as they lie in memory: any strides that the contract allows give the bits that compact arrays give.
+
+But for Hopper, whose kernels don't take all: there another one gives results as accurate.
+"""
 
 import math
 
 import numpy
 import pytest
-from numeric import assert_same_bits, junk, run, run_on, to_numpy
+from numeric import assert_same_bits, assert_same_results, junk, run, run_on, to_numpy
 from problems import DTYPES, Case, Problem, Shape
 
 import flash
@@ -65,10 +68,9 @@ def test_layout(backend, layout, dtype):
     wanted = run_on(backend, problem)
     changed = laid_out(problem, LAYOUTS[layout])
     assert changed.q.strides != problem.q.strides
-    assert_same_bits(run_on(backend, changed), wanted)
+    o, lse, gradients = assert_same_results(backend, problem, changed, wanted)
 
     # The saved o and lse, and out, in the same order.
-    o, lse, gradients = wanted
     ours = changed.map(backend.array)
     assert ours.q.strides == changed.q.strides
     out = backend.array(LAYOUTS[layout](numpy.zeros_like(o)))
@@ -77,7 +79,7 @@ def test_layout(backend, layout, dtype):
     saved = LAYOUTS[layout](o), numpy.ascontiguousarray(lse.swapaxes(-1, -2)).swapaxes(-1, -2)[..., ::-1][..., ::-1]
     dlse = numpy.repeat(changed.dlse, 2, axis=-1)[..., ::2]
     *saved, dlse = (backend.array(x) for x in (*saved, dlse))
-    actual = flash.attention_backward(ours.do, *ours.qkv, *saved, **ours.options, dlse=dlse)
+    actual = flash.attention_backward(ours.do, *ours.qkv, *saved, **ours.options, dlse=dlse, deterministic=True)
     assert_same_bits(to_numpy(backend, actual), gradients)
 
 
@@ -106,8 +108,8 @@ def test_zero_strides(backend, axis, dtype):
         views.append(numpy.broadcast_to(x.take([0], axis), x.shape))
         assert views[-1].strides[axis] == 0
     copies = [numpy.ascontiguousarray(x) for x in views]
-    wanted = run_on(backend, Problem(*copies, problem.dlse, problem.options))
-    assert_same_bits(run_on(backend, Problem(*views, problem.dlse, problem.options)), wanted)
+    compact, repeated = (Problem(*x, problem.dlse, problem.options) for x in (copies, views))
+    assert_same_results(backend, compact, repeated, run_on(backend, compact))
 
 
 def test_one_key_head_broadcast_over_the_query_heads(backend):

@@ -71,7 +71,6 @@ TENSOR_FORWARD = {64: TensorTile(128, 4), 128: TensorTile(128, 4), 192: TensorTi
 SMALL_TENSOR_FORWARD = TENSOR_FORWARD | {256: TensorTile(64, 4)}  # where a block has 99 KiB of shared memory
 ONE_PASS = {64: TensorTile(128, 8), 128: TensorTile(128, 8), 192: TensorTile(64, 8), 256: TensorTile(64, 8)}
 TENSOR_BACKWARD = {64: TensorTile(128, 8), 128: TensorTile(128, 8), 192: TensorTile(64, 4), 256: TensorTile(64, 4)}
-SMALL_DEVICE = 1  # of those that emulated_library.py asks for
 FACTS_USED = 8  # of a query's facts those kernels read delta and lse2 without its second part
 GRANULE, STEP = 16, 64  # rows are fetched by 16, from a multiple of 64 on
 FACTS = 12  # bytes that the backward keeps of a query: delta, and lse2 in two parts
@@ -102,7 +101,7 @@ class Case:
     block_size: tuple[int, int] = (0, 0)  # of a block mask at random, the same for all heads; 0: there is none
     density: float = 0.5  # of the blocks listed
     is_aligned: bool = True  # rows are whole sectors
-    device: int = 0
+    device: int = emulated.AMPERE
 
     @property
     def itemsize(self) -> int:
@@ -219,7 +218,7 @@ Bytes = Counter[str]  # by array, read ("q"), written ("o!") and added to ("work
 
 def forward_bytes(case: Case) -> Bytes:
     """q once, k and v once for each tile of queries that meets them; o and lse once."""
-    tensor = SMALL_TENSOR_FORWARD if case.device == SMALL_DEVICE else TENSOR_FORWARD
+    tensor = SMALL_TENSOR_FORWARD if case.device == emulated.SMALL else TENSOR_FORWARD
     tile, size = (tensor if case.is_tensor else FORWARD)[case.head_dim], case.itemsize
     heads, n = case.B * case.Hq, Bytes()
     for begin, end, met in tiles_of(case, tile.rows, 0):
@@ -450,8 +449,8 @@ CASES = [
     Case("float16_dim_128", dtype="float16", D=128, Dv=96, causal=True),
     Case("float16_dim_192", dtype="float16", D=192, Dv=128),
     Case("float16_dim_256", dtype="float16", D=256, Dv=256, Hq=1),
-    Case("float16_dim_64_small", dtype="float16", causal=True, device=SMALL_DEVICE),
-    Case("float16_dim_256_small", dtype="float16", D=256, Dv=192, Hq=1, device=SMALL_DEVICE),
+    Case("float16_dim_64_small", dtype="float16", causal=True, device=emulated.SMALL),
+    Case("float16_dim_256_small", dtype="float16", D=256, Dv=192, Hq=1, device=emulated.SMALL),
     Case("float16_rows_of_10_bytes", dtype="float16", D=5, Dv=5, is_aligned=False),
     Case("float16_dim_320", dtype="float16", Lq=70, Lk=100, D=320, Dv=64),
     Case("narrow_rows", D=40, Dv=24),
@@ -478,7 +477,7 @@ def test_bytes(case: Case) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.is_tensor], ids=lambda case: case.name)
 def test_bytes_of_one_pass(case: Case) -> None:
     calls = Calls(case)
-    has_one = case.device != SMALL_DEVICE or case.head_dim == 64
+    has_one = case.device != emulated.SMALL or case.head_dim == 64
     assert ("backward_sm80" in calls.launches) == has_one
     if has_one:
         assert calls.bytes("backward_prepare_any") == +prepare_bytes(case, one_pass=True)

@@ -1,5 +1,5 @@
-// Where numbers lie in swizzled shared memory and in the fragments of mma.m16n8k16: plain functions, for kernels and for
-// tests on the host.
+// Where numbers lie in swizzled shared memory and in the fragments of mma.m16n8k16 and wgmma: plain functions, for
+// kernels and for tests on the host.
 //
 // Lane 4 r + q of a warp holds, of 16 x 8 results C and of the operands A (16 x 16) and B (16 x 8) of C += A B:
 //
@@ -8,7 +8,8 @@
 //                a2    = row r,      columns 2q + 8, 2q + 9    a3    = row r + 8, the same columns
 //   B, 16 bits   b0    = rows 2q, 2q + 1, column r             b1    = rows 2q + 8, 2q + 9, column r
 //
-// So C of one product is A of the next, once it is rounded and packed.
+// So C of one product is A of the next, once it is rounded and packed. The warps of a warpgroup hold 16 rows each of
+// wgmma's 64 x N results C, and of A (64 x 16), in the same way: C register 4n + e is register e of columns 8n to 8n + 7.
 #pragma once
 #include <cstdint>
 
@@ -52,5 +53,26 @@ FLASH_INLINE constexpr int fragment_column(int lane) { return lane % 4 * 2; }
 // The position within its 16 that row n of a fragment stands for: rows r and r + 8, which one lane holds, are
 // neighbours, as its columns are. One draw of the dropout generator serves such a square of 2 x 2.
 FLASH_INLINE constexpr int paired_row(int n) { return n / 16 * 16 + n % 8 * 2 + n / 8 % 2; }
+
+// ---- Tiles of wgmma and TMA -----------------------------------------------------------------------------------------
+
+// Rows lie in panels of 64 numbers: all rows' first 128 bytes, then all rows' next. Within 128 bytes unit u lies in
+// place u ^ (row & 7), as TMA writes boxes with its 128-byte swizzle. Panels start at multiples of 1024 bytes.
+constexpr int kPanel = 64, kPanelRowBytes = 128, kPanelAlignment = 1024;
+// Rows of a product's sums in a warpgroup.
+constexpr int kWarpgroupRows = 64, kWarpgroup = 128;
+FLASH_INLINE constexpr int panels_of(int columns) { return (columns + kPanel - 1) / kPanel; }
+FLASH_INLINE constexpr int panel_offset_bytes(int row, int unit, int rows) {
+  return unit / 8 * rows * kPanelRowBytes + swizzled_offset_bytes(row, unit % 8, 8);
+}
+
+// What wgmma is told of an operand in shared memory with the 128-byte swizzle: where it starts and, in bytes, how far
+// apart its parts are. Along rows: `stride` from one 8 rows to the next, `leading` is not used. Along columns: `leading`
+// from one 64 columns to the next, `stride` from one 8 rows to the next.
+FLASH_INLINE constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
+  constexpr uint32_t kMost = (1u << 18) - 1;
+  return uint64_t{(address & kMost) >> 4} | uint64_t{leading >> 4} << 16 | uint64_t{stride >> 4} << 32 |
+         uint64_t{1} << 62;
+}
 
 }  // namespace flash

@@ -37,6 +37,8 @@ FLASH_INSTRUCTION uint16_t bfloat_from_float(float x) {
 
 // The value of the lane whose number differs in the bits of `mask`. All lanes of the warp take part.
 FLASH_INSTRUCTION float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+FLASH_INSTRUCTION uint32_t shuffle_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+FLASH_INSTRUCTION uint64_t shuffle_xor(uint64_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 // ---- Tensor cores: 16-bit operands, float32 results; index.h has the layout of fragments ----------------------------
 
@@ -162,6 +164,8 @@ float float_from_half(uint16_t x);
 uint16_t half_from_float(float x);
 uint16_t bfloat_from_float(float x);
 float shuffle_xor(float x, int mask);
+uint32_t shuffle_xor(uint32_t x, int mask);
+uint64_t shuffle_xor(uint64_t x, int mask);
 template <class T>
 uint32_t pack(float low, float high);
 template <class T>

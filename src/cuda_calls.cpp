@@ -1,8 +1,10 @@
 // The CUDA backend's calls: from a checked problem to kernels on the caller's stream. FLASH_CUDA is defined where the
 // library is built with CUDA.
-#include "cuda.h"
+#include "cuda_calls.h"
 
+#include "../cuda/isa/index.h"
 #include "cuda_fill.h"
+#include "cuda_maps.h"
 #include "device.h"
 #include "error.h"
 #include "random.h"
@@ -23,7 +25,7 @@ namespace {
 // What instances.def calls them.
 constexpr bool plain = false, options = true;
 constexpr DType any = kAnyType, float16 = DType::kFloat16, bfloat16 = DType::kBfloat16;
-constexpr Memory small = Memory::kSmall, large = Memory::kLarge;
+constexpr Memory small = Memory::kSmall, large = Memory::kLarge, hopper = Memory::kHopper;
 
 struct Kernel {
   Operation operation;
@@ -48,11 +50,48 @@ void start(const KernelLaunch &x, const Params &params, void *stream) {
         kernel.has_options != x.has_options || kernel.memory != x.memory) {
       continue;
     }
-    const int error = kernel.launch(&params, {x.tasks, x.threads, x.shared_bytes, stream});
+    const int error = kernel.launch(&params, {x.blocks, x.threads, x.shared_bytes, stream});
     if (error != 0) fail_cuda(error, name(x.operation));
     return;
   }
   fail(FLASH_INTERNAL_ERROR, "no CUDA kernel ", name(x.operation), " for a head dimension of ", x.head_dim);
+}
+
+}  // namespace
+
+namespace {
+
+void start_forward_sm90(const KernelLaunch &launch, const Problem &x, const ForwardParams &forward, RowsView o,
+                        void *stream) {
+  ForwardSm90Params params{};
+  params.forward = forward;
+  params.heads_together = cuda_heads_together(x);
+  params.box_keys = cuda_box_keys(x, launch.has_options, launch.head_dim);
+  fill_map(&params.q, x.q, x.dtype, {x.D, x.Lq, x.Hq, x.B}, launch.tile_rows);
+  fill_map(&params.k, x.k, x.dtype, {x.D, x.Lk, x.Hk, x.B}, params.box_keys);
+  fill_map(&params.v, x.v, x.dtype, {x.Dv, x.Lk, x.Hk, x.B}, params.box_keys);
+  const TensorShape of_o = {x.Dv, x.Lq, x.Hq, x.B};
+  params.has_o_map = takes_map(o, x.dtype, of_o);
+  if (params.has_o_map) fill_map(&params.o, o, x.dtype, of_o, kWarpgroupRows);
+  start(launch, params, stream);
+}
+
+void start_backward_sm90(const KernelLaunch &launch, const Problem &x, const GradientParams &gradient,
+                         const BackwardArguments &arguments, void *stream) {
+  GradientSm90Params params{};
+  params.gradient = gradient;
+  params.box_queries = cuda_box_queries(x, launch.has_options, launch.head_dim);
+  const TensorShape of_q = {x.D, x.Lq, x.Hq, x.B}, of_dout = {x.Dv, x.Lq, x.Hq, x.B}, of_k = {x.D, x.Lk, x.Hk, x.B},
+                    of_v = {x.Dv, x.Lk, x.Hk, x.B};
+  fill_map(&params.q, x.q, x.dtype, of_q, params.box_queries);
+  fill_map(&params.dout, arguments.dout, x.dtype, of_dout, params.box_queries);
+  fill_map(&params.k, x.k, x.dtype, of_k, launch.tile_rows);
+  fill_map(&params.v, x.v, x.dtype, of_v, launch.tile_rows);
+  params.has_dk_map = gradient.dk.view.data != nullptr && takes_map(arguments.dk, x.dtype, of_k);
+  params.has_dv_map = gradient.dv.view.data != nullptr && takes_map(arguments.dv, x.dtype, of_v);
+  if (params.has_dk_map) fill_map(&params.dk, arguments.dk, x.dtype, of_k, kWarpgroupRows);
+  if (params.has_dv_map) fill_map(&params.dv, arguments.dv, x.dtype, of_v, kWarpgroupRows);
+  start(launch, params, stream);
 }
 
 }  // namespace
@@ -67,7 +106,10 @@ void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView 
   params.lse = lse;
   for (const KernelLaunch &launch : plan.launches) {
     params.tiles = cuda_query_tiles(problem, launch.tile_rows);
-    start(launch, params, stream);
+    if (launch.operation == Operation::forward_sm90)
+      start_forward_sm90(launch, problem, params, o, stream);
+    else
+      start(launch, params, stream);
   }
 }
 
@@ -110,10 +152,16 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
   if (bias.pieces.splits > 1) bias.partial = memory.bias_partial;
 
   // Those of the plan, but for a bias that is a broadcast view: its gradient has elements of its own where it has none.
-  for (const KernelLaunch &launch : cuda_launches(problem, wanted, device, x.dbias, memory.bias_partial_count)) {
+  const bool takes_dout = takes_map(x.dout, dtype, {problem.Dv, problem.Lq, problem.Hq, problem.B});
+  for (const KernelLaunch &launch :
+       cuda_launches(problem, wanted, device, x.dbias, memory.bias_partial_count, takes_dout)) {
     switch (launch.operation) {
       case Operation::backward_prepare_any:
         start(launch, prepare, stream);
+        break;
+      case Operation::backward_sm90:
+        gradients.tiles = cuda_key_tiles(problem, launch.tile_rows);
+        start_backward_sm90(launch, problem, gradients, x, stream);
         break;
       case Operation::backward_keys_any:
       case Operation::backward_keys_sm80:
@@ -151,9 +199,10 @@ void cuda_weights(const Problem &problem, const int64_t *rows, int64_t rows_stri
   params.weights = static_cast<float *>(weights.data);
   params.batch = weights.batch, params.head = weights.head, params.row = weights.row, params.column = weights.column;
   params.tasks = problem.Lk == 0 ? 0 : problem.B * problem.Hq * count;
-  start({Operation::weights_any, kAnyType, 0, options, small, params.tasks, kWeightsThreads,
-         kWeightsThreads * static_cast<int>(sizeof(float)), 0},
-        params, stream);
+  KernelLaunch launch =
+      plain_launch(Operation::weights_any, params.tasks, kWeightsThreads * static_cast<int>(sizeof(float)));
+  launch.has_options = true, launch.threads = kWeightsThreads;
+  start(launch, params, stream);
 }
 
 void cuda_dropout_mask(int device_id, uint64_t seed, double dropout, bool *keep, const int64_t extent[4],
@@ -167,9 +216,7 @@ void cuda_dropout_mask(int device_id, uint64_t seed, double dropout, bool *keep,
     params.extent[axis] = extent[axis], params.stride[axis] = stride[axis];
     params.tasks *= extent[axis];
   }
-  start({Operation::dropout_mask_any, kAnyType, 0, plain, small, ceil_div(params.tasks, kPlainThreads), kPlainThreads,
-         0, 0},
-        params, stream);
+  start(plain_launch(Operation::dropout_mask_any, ceil_div(params.tasks, kPlainThreads), 0), params, stream);
 }
 
 void cuda_merge(int device_id, DType dtype, int64_t B, int64_t Lq, int64_t Hq, int64_t Dv, MergePart first,
@@ -181,9 +228,7 @@ void cuda_merge(int device_id, DType dtype, int64_t B, int64_t Lq, int64_t Hq, i
   params.lse1 = first.lse, params.lse2 = second.lse, params.lse = merged.lse;
   params.Lq = Lq, params.Hq = Hq, params.Dv = Dv;
   params.tasks = B * Hq * Lq;
-  start({Operation::merge_any, kAnyType, 0, plain, small, ceil_div(params.tasks, kPlainThreads / 32), kPlainThreads, 0,
-         0},
-        params, stream);
+  start(plain_launch(Operation::merge_any, ceil_div(params.tasks, kPlainThreads / 32), 0), params, stream);
 }
 
 #else

@@ -1,0 +1,243 @@
+// Forward for 16-bit types on Hopper's tensor cores (wgmma): o = softmax(s) v, in the order of FlashAttention-3,
+// Algorithms 1 and 2.
+//
+//   one warp loads, by boxes (TMA)                        warpgroups of 64 queries each compute
+//   for each tile of queries                              for each tile of queries
+//     q; for each tile of keys:                             s = q k^T; p = softmax(s)
+//       where its keys lie, k; then v                       for each further tile of keys:
+//                                                             start s' = q k'^T and O += p v
+//                                                             once s' is there: p' = 2^(s' - m'), while p v goes on
+//                                                             O = alpha O
+//                                                           O += p v;  o = O / l;  lse = m + ln l
+//
+// Tiles of k and of v go through rings of two. Warpgroups take turns to start their products (kTurn), so that the
+// softmax of one runs beside the products of another. Tiles of keys are gathered from the block mask (work.cuh). A block
+// of threads stays and takes one tile of queries after the other. Launched by src/cuda_calls.cpp through instances.def.
+#pragma once
+#include "softmax.cuh"
+#include "warpgroup.cuh"
+
+namespace flash {
+
+template <class T, int kHeadDim, bool kOptions, Memory kMemory>
+__global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(), 1)
+    forward_sm90(const __grid_constant__ ForwardSm90Params params) {
+  constexpr WarpgroupTile kTile = forward_sm90_tile(kHeadDim, kOptions);
+  constexpr int kWarpgroups = kTile.warpgroups(), kColumns = kTile.columns;
+  using QTile = PanelTile<kTile.rows, kHeadDim>;
+  using KeyTile = PanelTile<kColumns, kHeadDim>;
+  using KeyTurn = Turn<kForwardStages>;
+  using KeyStep = Step<kColumns>;
+  static_assert(sizeof(KeyStep) <= kStepBytes);
+
+  char *const shared = panel_memory();
+  const uint32_t start = shared_address(shared);
+  const QTile q_tile = {start};
+  const auto k_tile = [&](KeyTurn turn) {
+    return KeyTile{start + QTile::kBytes + static_cast<uint32_t>(turn.stage() * KeyTile::kBytes)};
+  };
+  const auto v_tile = [&](KeyTurn turn) {
+    return KeyTile{start + QTile::kBytes + static_cast<uint32_t>((kForwardStages + turn.stage()) * KeyTile::kBytes)};
+  };
+  constexpr int kTileBytes = QTile::kBytes + 2 * kForwardStages * KeyTile::kBytes;
+  KeyStep *const steps = reinterpret_cast<KeyStep *>(shared + kTileBytes);
+  const Ring<1> q_ring = {start + kTileBytes + kForwardStages * kStepBytes};
+  const Ring<kForwardStages> k_ring = {q_ring.address + Ring<1>::kBytes},
+                             v_ring = {k_ring.address + Ring<kForwardStages>::kBytes};
+
+  const Attention &x = params.forward.attention;
+  const Tiles &tiles = params.forward.tiles;
+  const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kWarpgroup) - 1;  // -1 loads
+  if (threadIdx.x == 0) {
+    q_ring.init(1, kWarpgroups);
+    k_ring.init(1, 4 * kWarpgroups);
+    v_ring.init(1, 4 * kWarpgroups);
+    fence_barrier_init();
+  }
+  __syncthreads();
+
+  const auto end_of = [&](const Task &task) {
+    const int left = x.Lq - task.begin;
+    return task.begin + (left < tiles.step ? left : tiles.step);
+  };
+
+  if (warpgroup < 0) {
+    keep_registers<kTile.loading_registers()>();
+    if (threadIdx.x != 0) return;
+    prefetch_map(&params.q);
+    prefetch_map(&params.k);
+    prefetch_map(&params.v);
+    Turn<1> q_turn;
+    KeyTurn k_turn, v_turn;
+    for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tiles.tasks; ++round) {
+      const Task task = task_of_heads(tiles, params.heads_together, index);
+      const Sequence sequence = sequence_of(x, task.b);
+      const Interval queries = {task.begin, smaller(end_of(task), sequence.q_len)};
+      const int kv_head = task.head / (x.Hq / x.Hk), batch = static_cast<int>(task.b);
+      Walk walk(x.by_row, task.b, task.head, task.begin, keys_of_any(x.window, sequence, queries), kColumns,
+                params.box_keys);
+
+      q_ring.wait_free(q_turn);
+      barrier_arrive_expecting(q_ring.full(q_turn), QTile::kBytes);
+#pragma unroll 1
+      for (int panel = 0; panel < QTile::kPanels; ++panel)
+        load_box(q_tile.at(0, 8 * panel), &params.q, q_ring.full(q_turn), panel * kPanel, task.begin, task.head, batch);
+      q_turn.advance();
+
+      const auto load_keys = [&](KeyTile to, const TensorMap *map, uint32_t barrier, const KeyStep &step) {
+        load_boxes(to, map, barrier, step, params.box_keys, x.Lk, kv_head, batch);
+      };
+      KeyTurn last;  // of the step before
+      for (bool is_first = true, has_keys = true; has_keys; is_first = false) {
+        KeyStep &step = steps[k_turn.stage()];
+        k_ring.wait_free(k_turn);
+        has_keys = step.take(walk, params.box_keys, static_cast<int>(sequence.kv_len));
+        const KeyTurn turn = k_turn;
+        k_turn.advance();
+        if (has_keys)
+          load_keys(k_tile(turn), &params.k, k_ring.full(turn), step);
+        else
+          barrier_arrive(k_ring.full(turn));
+        if (!is_first) {
+          v_ring.wait_free(v_turn);
+          load_keys(v_tile(v_turn), &params.v, v_ring.full(v_turn), steps[last.stage()]);
+          v_turn.advance();
+        }
+        last = turn;
+      }
+    }
+    return;
+  }
+
+  take_registers<kTile.computing_registers()>();
+  constexpr int kScores = kColumns / 4;
+  const int first_row = warpgroup * kWarpgroupRows, thread = static_cast<int>(threadIdx.x) % kWarpgroup,
+            lane = thread % kWarp, row_of_thread = first_row + thread / kWarp * kMmaRows + fragment_row(lane);
+  // Barriers of the block: one for each warpgroup's turn, one for its own threads, one for all that compute.
+  constexpr int kTurnBarrier = 1, kOwnBarrier = kTurnBarrier + kWarpgroups, kComputeBarrier = kOwnBarrier + kWarpgroups;
+  const auto wait_for_turn = [&] { sync_threads(kTurnBarrier + warpgroup, 2 * kWarpgroup); };
+  const auto pass_turn = [&] { arrive_threads(kTurnBarrier + (warpgroup + 1) % kWarpgroups, 2 * kWarpgroup); };
+  const auto release = [&](const auto &ring, auto turn) {
+    __syncwarp();
+    if (lane == 0) ring.release(turn);
+  };
+  if (warpgroup == kWarpgroups - 1) pass_turn();  // the first one's first turn
+
+  // ptxas would move the exponentials behind the wait for p v, to where their results are needed, and leave the tensor
+  // cores alone with it. It doesn't move them past a store that needs their sum.
+  const uint32_t anchor = v_ring.address + Ring<kForwardStages>::kBytes + 4 * (threadIdx.x - kWarpgroup);
+
+  Turn<1> q_turn;
+  KeyTurn k_turn, v_turn;
+  for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tiles.tasks; ++round) {
+    const Task task = task_of_heads(tiles, params.heads_together, index);
+    const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, task.head);
+    const Band band = band_of(x.window, head.sequence);
+    const auto query_of = [&](int a) { return task.begin + row_of_thread + 8 * a; };
+
+    RowSums<2, 4> sums;
+    float o[2][kHeadDim / 4] = {};
+    float s[2][kScores];
+    WeightsInRegisters<2, kScores> p;
+    const auto start_scores = [&] { multiply_tiles<T, kHeadDim>(s, q_tile, first_row, k_tile(k_turn)); };
+    const auto start_o = [&] { add_weighted_rows<T, kHeadDim, kColumns>(o, p, v_tile(v_turn)); };
+    // What is left to do with scores that are there, up to the exponentials; gives the tile of keys back.
+    const auto finish_scores = [&](float (&alpha)[2]) {
+      const KeyStep &step = steps[k_turn.stage()];
+      const int begin = task.begin + first_row;
+      const bool sees_all = all_see_all(band, begin, begin + kWarpgroupRows - 1, step.least, step.most);
+      const auto part = part_of<Side::kQueries, 2, kScores, Neighbour::kFourLanesOff>(
+          query_of, [&](int b) { return step.first[b / 4] + b / 2 % 2 * 8 + fragment_column(lane) + b % 2; });
+      apply_rules_in_registers<kOptions>(x, head, band, part, sees_all, s);
+      if (!kOptions) release(k_ring, k_turn);
+      sums.add(s, x.log2_scale, alpha);
+      if (kOptions && x.keep_threshold != 0) {
+        const auto kept = kept_pairs(x, head, part);
+#pragma unroll
+        for (int n = 0; n < 2 * kScores; ++n)
+          if ((kept >> n & 1) == 0) s[n / kScores][n % kScores] = 0;
+      }
+      if (kOptions) release(k_ring, k_turn);  // the step has been read
+      k_turn.advance();
+    };
+
+    q_ring.wait_full(q_turn);
+    k_ring.wait_full(k_turn);
+    int count = uniform(steps[k_turn.stage()].count);
+    if (count > 0) {
+      wait_for_turn();
+      begin_products();
+      start_scores();
+      commit_products();
+      wait_for_products<0>();
+      settle(s);
+      pass_turn();
+      float alpha[2];
+      finish_scores(alpha);
+      p = packed<T>(s);
+      k_ring.wait_full(k_turn);
+      for (int next; (next = uniform(steps[k_turn.stage()].count)) > 0; count = next) {
+        wait_for_turn();
+        begin_products();
+        start_scores();
+        commit_products();
+        v_ring.wait_full(v_turn);
+        begin_products();
+        start_o();
+        commit_products();
+        pass_turn();
+        wait_for_products<1>();
+        settle(s);
+        finish_scores(alpha);
+        store_4_bytes(anchor, float_bits(sums.sum[0] + sums.sum[1]));
+        wait_for_products<0>();
+        settle(o);
+        release(v_ring, v_turn);
+        v_turn.advance();
+#pragma unroll
+        for (int a = 0; a < 2; ++a)
+#pragma unroll
+          for (int c = 0; c < kHeadDim / 4; ++c) o[a][c] *= alpha[a];
+        p = packed<T>(s);
+        k_ring.wait_full(k_turn);
+      }
+      v_ring.wait_full(v_turn);
+      if (count < kColumns && head.sequence.kv_len < x.Lk) {  // v may have anything there, even NaN: 0 times it counts
+        clear_rows(v_tile(v_turn), count, static_cast<int>(threadIdx.x) - kWarpgroup, kWarpgroups * kWarpgroup);
+        fence_shared_for_async();
+        sync_threads(kComputeBarrier, kWarpgroups * kWarpgroup);
+      }
+      begin_products();
+      start_o();
+      commit_products();
+      wait_for_products<0>();
+      settle(o);
+      release(v_ring, v_turn);
+      v_turn.advance();
+    }
+    release(k_ring, k_turn);
+    k_turn.advance();
+
+    float scale[2];
+    finish_rows(x, params.forward.lse, sums, task.b, task.head, head.sequence.q_len, end_of(task), query_of, scale);
+    scale_rows(o, scale);
+    put_rows<T>(o, q_tile, first_row + thread / kWarp * kMmaRows, [](int c) { return c / 2; });
+    if (params.has_o_map) fence_shared_for_async();
+    sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
+    const int rows_left = end_of(task) - task.begin - first_row;  // of this warpgroup; the map ends with the last
+    if (params.has_o_map) {
+      if (thread == 0 && rows_left > 0)
+        store_boxes(&params.o, q_tile, first_row, task.begin + first_row, task.head, static_cast<int>(task.b));
+    } else {
+      send_rows<kWarpgroupRows, kWarpgroup>(
+          q_tile, first_row, thread, params.forward.o, task.b, task.head, x.Dv,
+          [&](int row) { return task.begin + row < end_of(task) ? task.begin + row : -1; });
+      sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
+    }
+    if (thread == 0) q_ring.release(q_turn);
+    q_turn.advance();
+  }
+  wait_for_stores();
+}
+
+}  // namespace flash

@@ -1,0 +1,68 @@
+// The driver's function that makes tensor maps, found at run time: the library doesn't link the driver.
+#include "cuda_maps.h"
+
+#include "../cuda/isa/index.h"
+#include "device.h"
+#include "error.h"
+#include "geometry.h"
+
+#ifdef FLASH_CUDA
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#endif
+
+namespace flash {
+
+bool takes_map(const RowsView &view, DType dtype, const TensorShape &shape) {
+  constexpr int64_t kAlignment = 16, kMostStride = int64_t{1} << 40, kMostExtent = int64_t{1} << 31;  // of cuda.h
+  if (reinterpret_cast<uintptr_t>(view.data) % kAlignment != 0) return false;
+  const int64_t extents[] = {shape.rows, shape.heads, shape.batches}, strides[] = {view.row, view.head, view.batch};
+  for (int axis = 0; axis < 3; ++axis) {
+    const int64_t bytes = strides[axis] * size_bytes(dtype);
+    if (extents[axis] < 1 || extents[axis] >= kMostExtent) return false;
+    if (extents[axis] > 1 && (bytes <= 0 || bytes >= kMostStride || bytes % kAlignment != 0)) return false;
+  }
+  return true;
+}
+
+#ifdef FLASH_CUDA
+
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+Encode find_encode() {
+  void *function = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
+  if (error != cudaSuccess) fail_cuda(error, "looking for cuTensorMapEncodeTiled");
+  if (result != cudaDriverEntryPointSuccess) fail(FLASH_CUDA_ERROR, "the driver has no cuTensorMapEncodeTiled");
+  return reinterpret_cast<Encode>(function);
+}
+
+}  // namespace
+
+void fill_map(TensorMap *map, const RowsView &view, DType dtype, const TensorShape &shape, int box_rows) {
+  static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
+  static const Encode encode = find_encode();
+  // An axis of one element has no stride; the driver wants one all the same.
+  const auto stride_bytes = [&](int64_t extent, int64_t stride) {
+    return static_cast<cuuint64_t>(extent > 1 ? stride * size_bytes(dtype) : 16);
+  };
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(shape.columns), static_cast<cuuint64_t>(shape.rows),
+                                static_cast<cuuint64_t>(shape.heads), static_cast<cuuint64_t>(shape.batches)};
+  const cuuint64_t strides[] = {stride_bytes(shape.rows, view.row), stride_bytes(shape.heads, view.head),
+                                stride_bytes(shape.batches, view.batch)};
+  const cuuint32_t box[] = {kPanel, static_cast<cuuint32_t>(box_rows), 1, 1}, steps[] = {1, 1, 1, 1};
+  const CUresult result =
+      encode(reinterpret_cast<CUtensorMap *>(map),
+             dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
+             view.data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) fail(FLASH_CUDA_ERROR, "cuTensorMapEncodeTiled gave ", static_cast<int>(result));
+}
+
+#endif
+
+}  // namespace flash
