@@ -342,7 +342,7 @@ def assert_same_bits(actual: Any, wanted: Any, what: str = "") -> None:
 
 
 def assert_same_results(kind: Any, problem: Problem, changed: Problem, wanted: Any) -> Any:
-    """The results of a problem whose arrays only lie differently: the same bits where the same kernel takes both, else as
+    """The results of a problem whose arrays only lie differently: the same bits where one kernel takes both, else as
     accurate. Returns them."""
     results = run_on(kind, changed)
     kernels = [flash.explain(*x.qkv, **x.options).kernel for x in (y.map(kind.array) for y in (problem, changed))]
