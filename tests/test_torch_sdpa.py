@@ -284,6 +284,15 @@ def test_a_compiled_model_is_compiled_for_each():
     assert graphs == [False, True]
 
 
+def test_a_compiled_model_takes_any_length():
+    model = encoder()
+    with flash.torch.use(strict=True):
+        compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
+        for L in (5, 9, 12):
+            x = draw(2, L, 32)
+            torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_an_exported_model_holds_the_operator():
     model, x = encoder().eval(), draw(3, 12, 32)
     with flash.torch.use(strict=True):

@@ -172,6 +172,8 @@ def _integer(x: Any, name: str, lowest: int, highest: int) -> Any:
 
 
 def _real(x: Any, name: str) -> Any:
+    if isinstance(x, torch.SymFloat):  # what a traced module may make of its float attributes
+        return float(x)
     return None if x is None else number(x, name)
 
 
