@@ -70,12 +70,20 @@ const CudaFacts &cuda_facts() {
   return facts;
 }
 
+int cuda_device_of(const void *data) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, data) != cudaSuccess) (void)cudaGetLastError();
+  return attributes.type == cudaMemoryTypeUnregistered ? 0 : attributes.device;
+}
+
 #else
 
 const CudaFacts &cuda_facts() {
   static const CudaFacts facts{false, 0, 0, "", {}};
   return facts;
 }
+
+int cuda_device_of(const void *) { return 0; }
 
 #endif
 

@@ -35,6 +35,8 @@ struct CudaFacts {
 };
 
 const CudaFacts &cuda_facts();
+// The device that memory lies on; 0 where that can't be told, as for NULL.
+int cuda_device_of(const void *data);
 
 #ifdef FLASH_CUDA
 // Throws Error (FLASH_CUDA_ERROR) with CUDA's name and text for a cudaError_t, and what was being done.

@@ -199,6 +199,16 @@ flash_status flash_explain(const flash_problem *problem, uint32_t wanted, char *
 /* The same for a JSON object about the library: version, build, CPU paths, threads, CUDA devices. */
 flash_status flash_config(char *json, size_t capacity, size_t *needed);
 
+/* ---- XLA -------------------------------------------------------------------------------------------------------- */
+
+/* Handlers for XLA's typed foreign function interface, which flash.jax registers; src/xla.cpp says what they take. */
+struct XLA_FFI_CallFrame;
+struct XLA_FFI_Error;
+struct XLA_FFI_Error *flash_xla_forward(struct XLA_FFI_CallFrame *frame);
+struct XLA_FFI_Error *flash_xla_backward(struct XLA_FFI_CallFrame *frame);
+struct XLA_FFI_Error *flash_xla_cuda_forward(struct XLA_FFI_CallFrame *frame);
+struct XLA_FFI_Error *flash_xla_cuda_backward(struct XLA_FFI_CallFrame *frame);
+
 /* cdef: end */
 
 #if defined(__GNUC__)

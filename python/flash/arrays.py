@@ -342,12 +342,38 @@ class _Export:
         return capsule
 
 
+class Shaped:
+    """A shape and the name of a dtype: an array for questions that no values are read for. It is on the CPU."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape, self.dtype = shape, dtype
+
+
+class _Shaped(Kind):
+    """What stands for arrays that have no memory yet. No kernel may run on them."""
+
+    name = "shaped"
+    _nowhere = 1 << 12  # aligned, and not NULL
+
+    def device(self, x: Array) -> tuple[int, int]:
+        return CPU, 0
+
+    def read(self, x: Array, argument: str, call: Call) -> int:
+        code = CODES.get(x.dtype)
+        if code is None:
+            raise FlashTypeError(f"{argument}: must be of a dtype that DLPack knows, got {x.dtype}")
+        strides = [1]
+        for extent in x.shape[:0:-1]:
+            strides.append(strides[-1] * max(extent, 1))
+        return call.write_tensor(self._nowhere, (CPU, 0), code, x.shape, tuple(strides[::-1][: len(x.shape)]))
+
+
 # ---- Recognising them ------------------------------------------------------------------------------------------------
 
 _unknown = Kind()
 _numpy = _NumPy()
 _libraries: dict[str, Kind] = {}
-_kinds: dict[type, Kind] = {np.ndarray: _numpy}
+_kinds: dict[type, Kind] = {np.ndarray: _numpy, Shaped: _Shaped()}
 
 
 def kind_of(x: Any, argument: str) -> Kind:

@@ -335,6 +335,15 @@ cudaError_t cudaFree(void *address) {
     return address == nullptr || Device::get().memory.release(address) ? cudaSuccess : cudaErrorInvalidValue;
   });
 }
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *attributes, const void *address) {
+  *attributes = {};  // of a type that isn't registered
+  return on_device([&] {
+    if (address == nullptr) return cudaSuccess;
+    attributes->type = cudaMemoryTypeDevice;
+    attributes->device = current_device;
+    return cudaSuccess;
+  });
+}
 cudaError_t cudaMallocAsync(void **address, size_t bytes, cudaStream_t) { return cudaMalloc(address, bytes); }
 cudaError_t cudaFreeAsync(void *address, cudaStream_t) { return cudaFree(address); }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind) {
