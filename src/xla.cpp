@@ -14,6 +14,7 @@
 #include <new>
 #include <string>
 
+#include "check.h"
 #include "device.h"
 #include "error.h"
 
@@ -21,7 +22,7 @@ namespace flash::xla {
 namespace {
 
 constexpr int kDeviceCpu = 1, kDeviceCuda = 2;  // DLPack's
-constexpr size_t kScratchAlignment = 64;
+constexpr size_t kScratchAlignment = 16;        // the most that XLA takes; a workspace needs none
 
 using Operand = const flash_tensor *;
 constexpr Operand flash_problem::*kProblemOperands[] = {
@@ -93,6 +94,17 @@ T versioned() {
   return x;
 }
 
+// Where the arrays of a call lie: XLA names no device in all of its versions, so the first array with elements does.
+int device_of(const Frame &frame) {
+  for (const Buffers &side : {frame.operands, frame.results}) {
+    for (int64_t i = 0; i < side.size; ++i) {
+      const Buffer &buffer = *side.buffers[i];
+      if (has_elements({buffer.dims, buffer.dims + buffer.rank})) return cuda_device_of(buffer.data);
+    }
+  }
+  return 0;
+}
+
 // Memory of one call.
 class Scratch {
  public:
@@ -136,7 +148,7 @@ class Call {
       fail_mismatch();
     }
     device_ = {on_cuda ? kDeviceCuda : kDeviceCpu, 0};
-    if (on_cuda) device_.device_id = cuda_device_of(frame.operands.buffers[0]->data);
+    if (on_cuda) device_.device_id = device_of(frame);
 
     int bit = 0;
     const auto operand = [&]() -> Operand { return given >> bit++ & 1 ? next_operand() : nullptr; };

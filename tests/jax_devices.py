@@ -82,6 +82,19 @@ def test_shard_map():
     assert_close(results_and_gradients(mapped, SHARDED), results_and_gradients(attention_of_shards, GIVEN))
 
 
+def test_explicit():
+    """A mesh whose axes are part of an array's type: results are gathered, gradients are typed as their arguments."""
+    kind = getattr(getattr(jax.sharding, "AxisType", None), "Explicit", None)
+    if kind is None or not hasattr(jax, "set_mesh"):
+        return
+    mesh = jax.make_mesh((2, 2), ("data", "heads"), axis_types=(kind, kind))
+    with jax.set_mesh(mesh):
+        q = jax.device_put(GIVEN["q"], NamedSharding(mesh, PartitionSpec("data", None, "heads")))
+        gradient = jax.jit(jax.grad(lambda q: flash.jax.attention(q, q, q).sum()))(q)
+        assert gradient.sharding.spec[:3] == ("data", None, "heads")
+    assert_close(gradient, jax.grad(lambda q: flash.jax.attention(q, q, q).sum())(GIVEN["q"]))
+
+
 def test_dropout():
     """It depends on the position in the whole array, wherever a part of it lies."""
 
@@ -103,6 +116,6 @@ def test_float64():
     assert abs(float(difference / 2 - (gradient * step).sum())) < 1e-13
 
 
-for test in (test_sharded, test_shard_map, test_dropout, test_float64):
+for test in (test_sharded, test_shard_map, test_explicit, test_dropout, test_float64):
     test()
     print(test.__name__.removeprefix("test_"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import numpy
 import pytest
+import test_xla
 from numeric import assert_same_bits
 
 import flash
 
 jax = pytest.importorskip("jax")
 flash_jax = pytest.importorskip("flash.jax")
+jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes the time here
 jnp = jax.numpy
 
 
@@ -233,7 +236,26 @@ def test_sharding_and_float64():
     script = Path(__file__).with_name("jax_devices.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["sharded", "shard_map", "dropout", "float64"]
+    assert done.stdout.split() == ["sharded", "shard_map", "explicit", "dropout", "float64"]
+
+
+def test_options_are_those_of_flash_attention():
+    """All but where the result goes, which XLA decides."""
+    ours, theirs = (inspect.signature(x).parameters for x in (flash_jax.attention, flash.attention))
+    assert set(theirs) - set(ours) == {"out", "workspace"} and set(ours) - set(theirs) == {"deterministic"}
+    assert all(ours[name].default == theirs[name].default for name in set(ours) & set(theirs))
+    ours, theirs = (
+        inspect.signature(x).parameters for x in (flash_jax.dot_product_attention, jax.nn.dot_product_attention)
+    )
+    assert [(x.name, x.default, x.kind) for x in ours.values()][: len(theirs)] == [
+        (x.name, x.default, x.kind) for x in theirs.values()
+    ]
+
+
+def test_operands_are_in_the_order_of_the_handlers():
+    from flash.jax import kernel
+
+    assert kernel.OPERANDS == test_xla.OPERANDS
 
 
 def test_python_in_the_docs_runs(capsys):
@@ -260,6 +282,7 @@ def test_python_in_the_docs_runs(capsys):
         ({"block_mask": 3}, flash.FlashTypeError, "block_mask: must be a flash.BlockMask, got 3 (int)"),
         ({"bias": numpy.ones((5, 5), "f")}, flash.FlashValueError, "bias: shape must broadcast to "),
         ({"seed": 1.5}, flash.FlashTypeError, "seed: must be an int, got 1.5 (float)"),
+        ({"seed": jax.random.key(0)}, flash.FlashTypeError, "seed: must not be a PRNG key, got one of key<fry>; pass "),
         ({"q": jnp.ones((2, 19, 4, 16), "int8")}, flash.FlashTypeError, "q: dtype must be float16 or "),
         ({"out": 1}, TypeError, "out"),
     ],

@@ -91,6 +91,7 @@ class Xla:
 
     def allocate(self, address: int) -> int:
         request = cast(address, POINTER(Allocate)).contents
+        assert request.context == 0xC and request.alignment in (1, 2, 4, 8, 16)  # as XLA checks it
         memory = self.kind.array(numpy.full(request.bytes, 0xFF, "u1"))
         request.data = address_of(memory)
         self.lent[request.data] = memory, request.bytes

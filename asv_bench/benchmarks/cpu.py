@@ -20,6 +20,7 @@ from .common import (
     Arrays,
     Benchmark,
     flash,
+    module,
     need,
     seconds_per_call,
     visible_pairs,
@@ -135,6 +136,32 @@ class Torch(Benchmark):
 
     def time_backward(self, *params: Any) -> None:
         self.backward()
+
+
+class Jax(Benchmark):
+    """Compiled JAX programs: by flash, and by JAX's own attention."""
+
+    param_names = ("implementation", "dtype", "length")
+    params = (["flash", "xla"], ["float32", "bfloat16"], [128, 1024])
+
+    def make(self, implementation: str, dtype: str, length: int) -> None:
+        jax, attention = module("jax"), module("flash.jax").dot_product_attention
+        self.arguments = [*jax.random.normal(jax.random.key(0), (3, 1, length, HEADS, 64), dtype)]
+
+        def forward(q: Any, k: Any, v: Any) -> Any:
+            return attention(q, k, v, is_causal=True, implementation=implementation)
+
+        gradients = jax.grad(lambda q, k, v: forward(q, k, v).astype("float32").sum(), (0, 1, 2))
+        self.compiled = [jax.jit(function) for function in (forward, gradients)]
+        self.wait = jax.block_until_ready
+        for function in self.compiled:
+            self.wait(function(*self.arguments))
+
+    def time_forward(self, *params: Any) -> None:
+        self.wait(self.compiled[0](*self.arguments))
+
+    def time_forward_backward(self, *params: Any) -> None:
+        self.wait(self.compiled[1](*self.arguments))
 
 
 class BlockSparse(Benchmark):

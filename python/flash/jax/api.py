@@ -109,7 +109,7 @@ def attention(
     given |= {"q_lens": q_lens, "kv_lens": kv_lens}
     numbers = {"q_offset": q_offset, "seed": seed, "q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale}
     operands = {name: check_array(x, name) for name, x in given.items() if x is not None}
-    operands |= {name: check_array(x, name) for name, x in numbers.items() if x is not None and is_array(x)}
+    operands |= {name: check_array(x, name) for name, x in numbers.items() if _is_array(x)}
     shaped = {name: Shaped(x.shape, x.dtype.name) for name, x in operands.items()}
     options = numbers | dict.fromkeys(given) | shaped
     options |= {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "dropout": dropout}
@@ -143,24 +143,31 @@ def _describe(options: dict[str, Any], block_mask: Any, deterministic: bool) -> 
             more |= block_mask.lists_for(q, shape[:-3], shape[-2])._asdict()
             scalars |= {"block_q": block_mask.block_q, "block_k": block_mask.block_k}
         for name in ("q_scale", "k_scale", "v_scale"):
-            if options[name] is not None and not is_array(options[name]):
+            if options[name] is not None and not _is_array(options[name]):
                 more[name] = np.float32(options[name])
     if scalars["dropout"] == 0.0:
         scalars["seed"] = 0
-    elif scalars["seed"] <= _HIGHEST_INT32 and not is_array(options["seed"]):
+    elif scalars["seed"] <= _HIGHEST_INT32 and not _is_array(options["seed"]):
         more["seed"], scalars["seed"] = np.int32(scalars["seed"]), 0  # an attribute would be compiled for each seed
     return Kernel((), tuple(sorted(scalars.items())), ()), {name: jnp.asarray(x) for name, x in more.items()}
 
 
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array) or (x is not None and is_array(x))  # JAX's keys have no __dlpack__
+
+
 def check_array(x: Any, name: str) -> Array:
-    """X as a JAX array, if it is one or NumPy's."""
+    """A JAX array for x, which must be one, or NumPy's."""
     if not isinstance(x, (jax.Array, np.ndarray, np.generic)):
         raise FlashTypeError(f"{name}: must be a JAX or NumPy array, got {shown(x)}")
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        made = "jax.random.randint(key, (), 0, 2**31 - 1)" if name == "seed" else "an array of numbers"
+        raise FlashTypeError(f"{name}: must not be a PRNG key, got one of {x.dtype}; pass {made}")
     return jnp.asarray(x)
 
 
 def _varying(x: Array, axes: frozenset[str]) -> Array:
-    """X as an array that varies over these axes of a shard_map, whose gradient is then summed over the new ones."""
+    """An array that varies over these axes of a shard_map. Its gradient is summed over those that are new to x."""
     missing = tuple(axes - varying_axes(x))
     if not missing:
         return x

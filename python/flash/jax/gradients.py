@@ -15,6 +15,7 @@ import jax
 from flash.exceptions import UnsupportedError
 from flash.jax.batching import batched
 from flash.jax.kernel import Array, Kernel
+from flash.jax.sharding import as_typed
 
 _CALLS = ("dq", "dk", "dv"), ("dbias",), ("dsinks",)
 
@@ -65,7 +66,8 @@ def _backward(
         if wanted:
             backward = kernel.with_operands(given).with_results(*wanted)
             made |= zip(wanted, _once(backward, tuple(given[name] for name in backward.names)), strict=True)
-    return (tuple(made.get(f"d{name}") for name in kernel.names),)
+    names = zip(kernel.names, operands, strict=True)
+    return (tuple(as_typed(made[f"d{name}"], x) if f"d{name}" in made else None for name, x in names),)
 
 
 differentiable.defvjp(_forward, _backward)

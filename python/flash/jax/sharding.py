@@ -59,6 +59,14 @@ def partitioned(kernel: Kernel) -> Callable[..., tuple[Array, ...]]:
     return call
 
 
+def as_typed(x: Array, like: Array) -> Array:
+    """An array with the sharding of like's type, where a mesh's axes are explicit: there, results are gathered."""
+    sharding = getattr(jax.typeof(like), "sharding", None) if hasattr(jax.sharding, "reshard") else None
+    if sharding is None or "Explicit" not in {getattr(kind, "name", "") for kind in sharding.mesh.axis_types}:
+        return x
+    return jax.sharding.reshard(x, sharding)
+
+
 class _Layout(NamedTuple):
     """The kind of each axis of each operand and result; "" for one of size 1 that is broadcast, and what is whole."""
 
