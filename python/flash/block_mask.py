@@ -77,7 +77,7 @@ class BlockMask:
     Lk: int
     row_start: Array
     columns: Array
-    lists_by_place: dict[Hashable, BlockLists] = field(default_factory=dict, init=False)
+    lists_by_place: dict[Hashable, BlockLists] = field(default_factory=dict, init=False)  # where `to` has brought them
     _expansions: dict[tuple[int, ...], BlockMask] = field(default_factory=dict, init=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
