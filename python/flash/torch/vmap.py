@@ -81,7 +81,7 @@ class _Batch:
             return self._expanded(x) if has_leading else x
         x = x.movedim(dim, 0)
         if name in ("mask", "bias"):
-            return x.reshape((self.size, *[1] * (leading + 4 - x.ndim), *x.shape[1:]))
+            return x[(slice(None), *[None] * (leading + 4 - x.ndim))]  # a view: it may be large
         if name == "alibi_slopes" and x.ndim == 2 and leading:
             *N, _, _, _ = self.whole("q").shape
             return x.reshape((self.size, *[1] * leading, -1)).expand((*N, -1))
