@@ -27,6 +27,7 @@ from gpt import Array, Shape, generate
 from gpt_options import AnyOptions, ModelOptions, Options, parse, require
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what characters outside the vocabulary become
+GPT2_VOCABULARY = 50257
 STDLIB_LIMIT = 2_000_000  # characters of Python's source to read: more than the default run sees
 
 
@@ -122,6 +123,8 @@ def byte_pairs() -> BytePairs:
         from transformers import GPT2TokenizerFast
 
         tokenizer = GPT2TokenizerFast.from_pretrained("gpt2")
+        if len(tokenizer) != GPT2_VOCABULARY:  # without a network there may be an empty one
+            raise ValueError(f"its vocabulary has {len(tokenizer)} tokens, not GPT-2's {GPT2_VOCABULARY}")
         return BytePairs(tokenizer.encode, tokenizer.decode, len(tokenizer))
     except Exception as error:
         reasons.append(f"transformers: {error}")
