@@ -120,13 +120,13 @@ def test_without_byte_pairs_tokens_are_characters(run, no_byte_pairs, capsys):
     assert "so the tokens are characters" in output.err and "23 different ones" in output.out
 
 
-def test_an_empty_vocabulary_of_transformers_is_none(run, no_byte_pairs, capsys, monkeypatch):
+def test_an_empty_vocabulary_of_transformers_is_none(run, no_byte_pairs, fails, monkeypatch):
     class Empty(list):
         def from_pretrained(name):
             return Empty([name])
 
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(GPT2TokenizerFast=Empty))
-    assert "its vocabulary has 1 tokens, not GPT-2's 50257" in fails(run, capsys, "--tokenizer", "gpt2")
+    assert "its vocabulary has 1 tokens, not GPT-2's 50257" in fails(run, "--tokenizer", "gpt2")
 
 
 def test_messages(run, no_byte_pairs, fails):
