@@ -57,7 +57,7 @@ def test_numeric_rule(dtype, options):
     check(Case(SMALL._replace(Lq=65, Lk=129), dtype, options))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 def test_random_problems(seed):
     rng = numpy.random.default_rng([5, seed])
     names, taken = [], set()
@@ -106,7 +106,7 @@ def calls(count: int) -> list[dict[str, Any]]:
     return [dict(zip(CALLS, everything[n], strict=True)) for n in chosen]
 
 
-@pytest.mark.parametrize("call", calls(12), ids=lambda call: "-".join(f"{x}" for x in call.values()))
+@pytest.mark.parametrize("call", calls(9), ids=lambda call: "-".join(f"{x}" for x in call.values()))
 def test_dot_product_attention_as_jax_computes_it(call):
     """Outputs, residuals and gradients. Rows that see no key are apart: there JAX takes the mean of all values."""
     rng = numpy.random.default_rng(0)
