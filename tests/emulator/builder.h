@@ -115,4 +115,7 @@ std::vector<Opcode> wgmma_opcodes();
 std::vector<Opcode> warp_opcodes();
 std::vector<Opcode> control_opcodes();
 
+// Of cvt with 8-bit floats.
+void decode_convert_8bit(Builder &b);
+
 }  // namespace emulator

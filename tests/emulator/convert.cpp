@@ -222,6 +222,8 @@ uint8_t number_of(Builder &b, Type type) {
 }
 
 void decode(Builder &b) {
+  for (const char *type : {"e4m3x2", "e5m2x2"})
+    if (b.has(type)) return decode_convert_8bit(b);
   Instruction &r = b.result;
   const int integer = b.take_one({"rni", "rzi", "rmi", "rpi"});
   if (integer >= 0) {

@@ -25,8 +25,10 @@ constexpr size_t kSharedBytesForAll = 48 * kKiB;
 
 const Machine &machine() {
   static const Machine machine = [] {
-    const char *driver = std::getenv("EMULATOR_DRIVER"), *devices = std::getenv("EMULATOR_DEVICES");
-    return Machine{driver == nullptr ? 13000 : std::atoi(driver), numbers_of(devices == nullptr ? "90" : devices)};
+    const char *driver = std::getenv("EMULATOR_DRIVER"), *devices = std::getenv("EMULATOR_DEVICES"),
+               *races = std::getenv("EMULATOR_RACES");
+    return Machine{driver == nullptr ? 13000 : std::atoi(driver), numbers_of(devices == nullptr ? "90" : devices),
+                   races == nullptr || std::atoi(races) != 0};
   }();
   return machine;
 }

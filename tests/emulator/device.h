@@ -29,9 +29,11 @@ struct LaunchRecord {
 // What the machine pretends to be, from the environment, read once:
 //   EMULATOR_DRIVER    CUDA's number of the newest version that the driver knows, such as 13000; 0 = no driver
 //   EMULATOR_DEVICES   compute capabilities, such as "90,80"; "" = no device
+//   EMULATOR_RACES     0 = launches start out without Options::races
 struct Machine {
   int driver_version;
   std::vector<int> devices;
+  bool races;
 };
 const Machine &machine();
 
@@ -108,7 +110,11 @@ class Device {
   std::map<std::pair<const void *, int>, size_t> allowed_shared_;
   std::optional<Module> faulty_;
   std::string faulty_kernel_;
-  Options options_;
+  Options options_ = [] {
+    Options options;
+    options.races = machine().races;
+    return options;
+  }();
   uint32_t most_blocks_ = 0;
   std::map<std::string, uint64_t> calls_;
   std::vector<LaunchRecord> records_;

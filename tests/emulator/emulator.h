@@ -182,7 +182,7 @@ struct Options {
   Copies copies = Copies::kLate;
   uint64_t seed = 0;  // of both
 
-  bool races = true;                   // happens-before detection, shared and global memory, and kInFlight
+  bool races = true;                   // happens-before detection, kInFlight, kFence, and where descriptors may start
   bool uninitialised = true;           // kUninitialised
   bool traffic = true;                 // Stats::buffers, sectors and bank conflicts
   bool executed_lines = false;         // Stats::executed_lines

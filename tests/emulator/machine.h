@@ -56,12 +56,13 @@ struct Warp {
   size_t local_bytes = 0;      // of a lane
   std::vector<Copy> copies;    // of cp.async, not yet landed
   std::array<uint32_t, kLanes> commits{};
-  Mask carry = 0;         // the flag of add.cc and its like
-  bool watched = false;   // a strong load or an atomic since the last turn: it may be waiting for another warp
-  uint32_t rounds = 0;    // of a loop that may be such a wait, while other lanes stand behind it
-  bool failed = false;    // the wait that has just run, for something of this block alone
-  uint32_t failures = 0;  // turns in a row that ended so,
-  uint64_t changes_at_failure = 0;  // and Run::changes at the last one
+  Mask carry = 0;        // the flag of add.cc and its like
+  bool watched = false;  // a strong load or an atomic since the last turn: it may be waiting for another warp
+  uint32_t rounds = 0;   // of a loop that may be such a wait, while other lanes stand behind it
+  bool failed = false;   // the wait that has just run, for something of this block alone
+  // Rounds of a loop around such waits in which nothing changed, where the last one stands, and Run::changes then.
+  uint32_t failures = 0, failed_pc = 0;
+  uint64_t changes_at_failure = 0;
   // wgmma: what is known of registers, the number of fences so far (from 1), and what isn't waited for: group and pc.
   std::vector<MatrixRegister> matrix_registers;
   uint32_t matrix_fences = 1;

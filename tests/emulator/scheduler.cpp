@@ -181,7 +181,12 @@ bool Scheduler::visit(Block &block) {
     warp->watched = warp->failed = false;
     turn(*warp, run_.options.order == Order::kRandom ? 1 + run_.random() % kRandomTurn : kTurn);
     ++turns;
-    warp->failures = warp->failed && run_.changes == before ? warp->failures + 1 : 0;
+    const bool changed = run_.changes != before || run_.changes != warp->changes_at_failure;
+    if (!warp->failed || changed)
+      warp->failures = 0;
+    else if (warp->pc <= warp->failed_pc)  // otherwise it has gone on, without a loop
+      ++warp->failures;
+    warp->failed_pc = warp->pc;
     warp->changes_at_failure = run_.changes;
     if (warp->failures != 0 && stuck(block)) {
       // Bulk copies that are under way arrive when nothing else goes on; or there is nothing that could.
@@ -203,8 +208,9 @@ bool Scheduler::stuck(const Block &block) const {
     if (w.state != State::kReady) return true;
     const auto groups = static_cast<uint32_t>(
         std::count_if(w.groups.begin(), w.groups.end(), [](const Group &group) { return !group.parked; }));
-    // Groups of lanes take turns at waiting.
-    return !w.watched && w.changes_at_failure == run_.changes && w.failures >= (groups > 1 ? 4 * groups : 1);
+    // Groups of lanes take turns at waiting, and so may the waits of one loop.
+    constexpr uint32_t kRounds = 4;
+    return !w.watched && w.changes_at_failure == run_.changes && w.failures >= kRounds * groups;
   });
 }
 

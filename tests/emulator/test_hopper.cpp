@@ -688,6 +688,72 @@ void products() {
   }
 }
 
+// ---- 8-bit floats
+
+// The number that 8 bits stand for, from the formats' tables.
+double number_of(bool e4m3, uint32_t bits) {
+  const int fraction_bits = e4m3 ? 3 : 2, bias = e4m3 ? 7 : 15;
+  const uint32_t exponent = (bits & 0x7f) >> fraction_bits, fraction = bits & ((1u << fraction_bits) - 1);
+  if (e4m3 ? (bits & 0x7f) == 0x7f : exponent == 31 && fraction != 0) return NAN;
+  if (!e4m3 && exponent == 31) return bits & 0x80 ? -INFINITY : INFINITY;
+  const double x =
+      exponent == 0 ? std::ldexp(fraction, 1 - bias - fraction_bits)
+                    : std::ldexp((1u << fraction_bits) + fraction, static_cast<int>(exponent) - bias - fraction_bits);
+  return bits & 0x80 ? -x : x;
+}
+
+// The nearest of all finite numbers, ties to the even one.
+uint32_t nearest(bool e4m3, double x) {
+  if (std::isnan(x)) return 0x7f;
+  uint32_t best = 0;
+  double least = INFINITY;
+  for (uint32_t bits = 0; bits < 0x7f; ++bits) {
+    const double y = number_of(e4m3, bits);
+    if (!std::isfinite(y)) break;
+    const double off = std::fabs(y - std::fmin(std::fabs(x), 1e6));
+    if (off < least || (off == least && bits % 2 == 0)) best = bits, least = off;
+  }
+  return best | (std::signbit(x) ? 0x80 : 0);
+}
+
+void small_floats() {
+  const auto x = floats<float>(
+      {0, -0.0f, 1, -1.0625f, 448, 464, 465, 1e9f, -INFINITY, NAN, 0.015625f, 0.0009765625f, 57344, 61440, 3e-8f});
+  const auto y = values<float>({1e-3f, 2.1e-3f, 0.0146f, 17, 18, 19});
+  const auto h = values<uint32_t>({0x3c00bc00, 0x7c00fc00, 0x7bff0001});
+  for (const bool e4m3 : {true, false}) {
+    const std::string name = e4m3 ? "e4m3x2" : "e5m2x2";
+    const auto both = [&](double a, double b) { return nearest(e4m3, a) << 8 | nearest(e4m3, b); };
+    CHECK_LANES(
+        uint16_t, "cvt.rn.satfinite." + name + ".f32 %r, %a0, %a1;",
+        [&](float a, float b) { return both(static_cast<double>(a), static_cast<double>(b)); }, x, y);
+    CHECK_LANES(
+        uint16_t, "cvt.rn.satfinite.relu." + name + ".f32 %r, %a0, %a1;",
+        [&](float a, float b) {
+          return both(a < 0 ? 0.0 : std::fabs(static_cast<double>(a)), b < 0 ? 0.0 : std::fabs(static_cast<double>(b)));
+        },
+        x, y);
+    CHECK_LANES(
+        uint16_t, "cvt.rn.satfinite." + name + ".f16x2 %r, %a0;",
+        [&](uint32_t a) {
+          return both(f16_value(static_cast<uint16_t>(a >> 16)), f16_value(static_cast<uint16_t>(a)));
+        },
+        h);
+    for (uint32_t first = 0; first < 256; first += 64) {
+      std::vector<uint16_t> all;
+      for (uint32_t k = 0; k < 32; ++k)
+        all.push_back(static_cast<uint16_t>((first + 2 * k + 1) << 8 | (first + 2 * k)));
+      CHECK_LANES(
+          uint32_t, "cvt.rn.f16x2." + name + " %r, %a0;",
+          [&](uint16_t a) {
+            const auto half = [&](uint32_t bits) { return static_cast<uint32_t>(to_f16(number_of(e4m3, bits))); };
+            return half(a >> 8) << 16 | half(a & 255u);
+          },
+          all);
+    }
+  }
+}
+
 // ---- The order of wgmma, registers and shared memory
 
 const std::string
@@ -800,6 +866,7 @@ void test_hopper() {
   vector_sums();
   tensor_copies();
   products();
+  small_floats();
   matrix_order();
   matrix_stores();
 }

@@ -89,7 +89,7 @@ void check_tile(Warp &w, Warpgroup &group, uint32_t clock, const Descriptor &d, 
   Run &run = *w.run;
   const int first = __builtin_ctz(w.live);
   const auto where = [](uint32_t address) { return "shared memory + " + std::to_string(address - kSharedStart); };
-  if (!d.aligned()) {
+  if (run.options.races && !d.aligned()) {
     run.report(w, Kind::kMisaligned, first,
                std::string(name) + " starts at " + where(d.start) + ", inside " + std::to_string(8 * d.width()) +
                    " bytes of its swizzle, and its base offset doesn't say so");
