@@ -1,28 +1,38 @@
 """What can be known of the CUDA kernels without running them, read from the very library that the package has loaded.
 
-Resources, architectures and instructions, by cuobjdump from PyPI's nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm.
+Resources, architectures and instructions (disassembly.py); those of Hopper's kernels are in test_hopper_static.py.
 Skipped where the library has no CUDA part or cuobjdump is not found.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sysconfig
 import zlib
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from disassembly import (
+    FROM_80,
+    FROM_90A,
+    Instruction,
+    Kernel,
+    count,
+    cuobjdump,
+    disassembly,
+    is_within,
+    kernel_of,
+    launch_bounds,
+    loops_of,
+    needs_cuobjdump,
+    resources,
+    target,
+)
 from ptx import loaded_library
 
 import flash
 
-ARCHITECTURES = ("sm_80", "sm_90")
 REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 255  # of a thread
 # Kernels that keep something in local memory, with the reason: operation, head dim, options.
@@ -39,95 +49,18 @@ TENSOR_TILES = {("forward_sm80", 64): (32, 64), ("forward_sm80", 128): (32, 64)}
 TENSOR_TILES |= {(f"backward_{side}_sm80", 64): (16, 64) for side in ("keys", "queries")}
 TENSOR_TILES |= {(f"backward_{side}_sm80", 128): (16, 32) for side in ("keys", "queries")}
 MEMORY = {64: "small", 128: "large"}  # that backward_sm80 asks for
-TYPES = {None: "any", "Half": "float16", "Bfloat": "bfloat16"}
 
 # Scores of a thread, and the rows that they are of: of the forward or not, and by head dim. As in cuda/configs.h.
 SCORES = {(True, 64): (64, 8), (True, 128): (32, 8), (False, 64): (32, 4), (False, 128): (16, 4)}
 
 
-class Kernel(NamedTuple):
-    operation: str
-    head_dim: int
-    has_options: bool
-    type: str = "any"
-    memory: str = "small"
-
-
-class Use(NamedTuple):
-    """What one kernel takes on one architecture; numbers of registers, bytes otherwise."""
-
-    registers: int
-    stack: int
-    local: int
-
-
-class Instruction(NamedTuple):
-    address: int
-    name: str  # with its modifiers, such as LDS.128
-    text: str
-
-
-def find_cuobjdump() -> str | None:
-    packages = Path(sysconfig.get_path("platlib"))
-    folders = [str(folder) for folder in sorted(packages.glob("nvidia/cu*/bin"))]
-    return shutil.which("cuobjdump", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
-
-
-def cuobjdump(*options: str) -> str:
-    command = [str(find_cuobjdump()), *options, str(loaded_library())]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def kernel_of(symbol: str) -> Kernel:
-    name = re.fullmatch(r"_ZN5flash\d+(\w+?)I(?:NS_\d(\w+?)E)?Li(\d+)ELb([01])E(?:LNS_6MemoryE([01])E)?EEv\w+", symbol)
-    assert name is not None, f"not a kernel of instances.def: {symbol}"
-    return Kernel(name[1], int(name[3]), name[4] == "1", TYPES[name[2]], "large" if name[5] == "1" else "small")
-
-
 if not (flash.show_config("dicts") or {})["cuda"]["built"]:
     pytest.skip("the library was built without CUDA", allow_module_level=True)
-needs_cuobjdump = pytest.mark.skipif(
-    find_cuobjdump() is None, reason="no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
-)
 
 
 @cache
-def resources() -> dict[tuple[str, str], Use]:
-    """By architecture and symbol."""
-    found = {}
-    arch = symbol = ""
-    for line in cuobjdump("-res-usage").splitlines():
-        if match := re.match(r"arch = (\w+)", line):
-            arch = match[1]
-        elif match := re.search(r"Function (\w+):", line):
-            symbol = match[1]
-        elif match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
-            found[arch, symbol] = Use(*map(int, match.groups()))
-    return found
-
-
-@cache
-def launch_bounds() -> dict[str, tuple[int, int]]:
-    """Threads of a block and blocks of a multiprocessor that each symbol is compiled for: the PTX says so."""
-    text = loaded_library().read_bytes().decode("latin-1")
-    pattern = r"\.visible \.entry (\w+)\([^{]*?\.maxntid (\d+), 1, 1\s+\.minnctapersm (\d+)"
-    return {name: (int(threads), int(blocks)) for name, threads, blocks in re.findall(pattern, text)}
-
-
-@cache
-def disassembly() -> dict[tuple[str, Kernel], list[Instruction]]:
-    """The instructions of the kernels that are looked at."""
-    wanted = {symbol for _, symbol in resources() if kernel_of(symbol) in (*looked_at(), *tensor_kernels())}
-    code: dict[tuple[str, Kernel], list[Instruction]] = {}
-    arch = ""
-    for line in cuobjdump("-sass", "-fun", ",".join(sorted(wanted))).splitlines():
-        if match := re.search(r"code for (sm_\w+)", line):
-            arch = match[1]
-        elif match := re.search(r"Function : (\w+)", line):
-            code[arch, kernel_of(match[1])] = instructions = []
-        elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?(([\w.]+).*?) ;", line):
-            instructions.append(Instruction(int(match[1], 16), match[3], match[2]))
-    return code
+def machine_code() -> dict[tuple[str, Kernel], list[Instruction]]:
+    return disassembly([*looked_at(), *tensor_kernels()])
 
 
 def looked_at() -> list[Kernel]:
@@ -137,27 +70,6 @@ def looked_at() -> list[Kernel]:
 def tensor_kernels() -> list[Kernel]:
     kernels = [Kernel(name, head_dim, False, "bfloat16") for name in TENSOR_PRODUCTS for head_dim in (64, 128)]
     return [*kernels, *(Kernel("backward_sm80", dim, False, "bfloat16", MEMORY[dim]) for dim in ONE_PASS_MMAS)]
-
-
-def target(instruction: Instruction) -> int | None:
-    """Where a branch or call goes."""
-    match = re.match(r"(?:BRA|CALL)\S* .*?(0x[0-9a-f]+)$", instruction.text)
-    return None if match is None else int(match[1], 16)
-
-
-def loops_of(code: list[Instruction]) -> list[list[Instruction]]:
-    """The stretches from the target of a backward branch to the branch, shortest first."""
-    ends = {(to, at.address) for at in code if (to := target(at)) is not None and to < at.address}
-    loops = [[at for at in code if begin <= at.address <= end] for begin, end in ends]
-    return sorted(loops, key=len)
-
-
-def is_within(inner: list[Instruction], outer: list[Instruction]) -> bool:
-    return outer[0].address <= inner[0].address and inner[-1].address <= outer[-1].address
-
-
-def count(loop: list[Instruction], pattern: str) -> int:
-    return sum(re.fullmatch(pattern, at.name) is not None for at in loop)
 
 
 def product_loops(code: list[Instruction]) -> list[list[Instruction]]:
@@ -183,25 +95,34 @@ def test_size() -> None:
 
 @needs_cuobjdump
 def test_architectures() -> None:
+    """Machine code for each architecture that is meant, and beside it the PTX that it is made from."""
     files = cuobjdump("--list-elf", "--list-ptx")
-    units = {arch: set(re.findall(rf": (\w+)\.{arch}\.cubin", files)) for arch in ARCHITECTURES}
-    ptx = set(re.findall(r": (\w+)\.sm_80\.ptx", files))
-    assert units["sm_80"] and units["sm_80"] == units["sm_90"] == ptx
-    assert set(re.findall(r"\.(\w+)\.cubin", files)) == set(ARCHITECTURES)
+    units: dict[str, set[str]] = {}
+    for unit, arch in re.findall(r": (\w+)\.(\w+)\.(?:cubin|ptx)", files):
+        units.setdefault(arch, set()).add(unit)
+    assert units.keys() == {*FROM_80, *FROM_90A}
+    ptx = {arch: set(re.findall(rf": (\w+)\.{arch}\.ptx", files)) for arch in units}
+    assert ptx == {"sm_80": units["sm_80"], "sm_90": set(), "sm_90a": units["sm_90a"]}
+    cubins = {arch: set(re.findall(rf": (\w+)\.{arch}\.cubin", files)) for arch in units}
+    assert cubins == units and units["sm_80"] == units["sm_90"]
+    assert units["sm_90a"] and not units["sm_80"] & units["sm_90a"]
 
 
 @needs_cuobjdump
 def test_every_kernel_is_there_with_its_ptx_uncompressed() -> None:
     """The emulator, and whoever looks, reads PTX as it lies in the file."""
-    symbols = {arch: {symbol for at, symbol in resources() if at == arch} for arch in ARCHITECTURES}
-    assert symbols["sm_80"] == symbols["sm_90"] == launch_bounds().keys()
+    found: dict[str, set[str]] = {}
+    for arch, symbol in resources():
+        found.setdefault(symbol, set()).add(arch)
+    assert found == {symbol: set(kernel_of(symbol).architectures) for symbol in launch_bounds()}
     instances = Path(__file__).parent.parent / "cuda/instances.def"
     if instances.exists():
-        rows = re.findall(r"^FLASH_KERNEL\(\w+, (\w+), (\w+), (\d+), (\w+), (\w+)\)$", instances.read_text(), re.M)
+        rows = re.findall(r"^FLASH_KERNEL\((\w+), (\w+), (\w+), (\d+), (\w+), (\w+)\)$", instances.read_text(), re.M)
         listed = {
-            Kernel(name, int(dim), options == "options", type_, memory) for name, type_, dim, options, memory in rows
+            Kernel(name, int(dim), options == "options", type_, memory) for _, name, type_, dim, options, memory in rows
         }
-        assert {kernel_of(symbol) for symbol in symbols["sm_80"]} == listed
+        assert {kernel_of(symbol) for symbol in found} == listed
+        assert all((memory == "hopper") == header.endswith("_sm90") for header, *_, memory in rows)
 
 
 @needs_cuobjdump
@@ -223,7 +144,7 @@ def test_registers_suffice() -> None:
 
 
 def each_kernel() -> pytest.MarkDecorator:
-    cases = [(arch, kernel) for arch in ARCHITECTURES for kernel in looked_at()]
+    cases = [(arch, kernel) for arch in FROM_80 for kernel in looked_at()]
     names = [f"{arch}-{kernel.operation}-{kernel.head_dim}" for arch, kernel in cases]
     return pytest.mark.parametrize(("arch", "kernel"), cases, ids=names)
 
@@ -231,7 +152,7 @@ def each_kernel() -> pytest.MarkDecorator:
 @needs_cuobjdump
 @each_kernel()
 def test_instructions(arch: str, kernel: Kernel) -> None:
-    code = disassembly()[arch, kernel]
+    code = machine_code()[arch, kernel]
     assert count(code, "(LDL|STL).*") == 0
     # Rows that are vectors come in by 16 bytes (float32) or 8 (16-bit types), and go through shared memory by 16.
     assert count(code, r"LDG\.E\.128.*") > 0 and count(code, r"LDG\.E\.64.*") > 0 and count(code, r"STS\.128") > 0
@@ -241,7 +162,7 @@ def test_instructions(arch: str, kernel: Kernel) -> None:
 @each_kernel()
 def test_product_loops(arch: str, kernel: Kernel) -> None:
     """At least 80 % are multiplications, and numbers come from shared memory by 16 bytes, some weights by 8."""
-    loops = product_loops(disassembly()[arch, kernel])
+    loops = product_loops(machine_code()[arch, kernel])
     # s and p v; or s, dp and a product for each gradient.
     assert len(loops) >= {"forward_any": 2, "backward_keys_any": 4, "backward_queries_any": 3}[kernel.operation]
     for loop in loops:
@@ -254,7 +175,7 @@ def test_product_loops(arch: str, kernel: Kernel) -> None:
 @each_kernel()
 def test_main_loop(arch: str, kernel: Kernel) -> None:
     """In a step: no double precision, division or function call; 2^x once per score and, forward, per row at most."""
-    loop = main_loop(disassembly()[arch, kernel])
+    loop = main_loop(machine_code()[arch, kernel])
     assert count(loop, "(DFMA|DMUL|DADD|F2F.*F64).*") == 0
     assert count(loop, r"(MUFU\.(RCP|RSQ|SQRT|LG2)|I2F|F2I).*") == 0
     scores, rows = SCORES[kernel.operation == "forward_any", kernel.head_dim]
@@ -269,11 +190,11 @@ def test_main_loop(arch: str, kernel: Kernel) -> None:
 
 
 @needs_cuobjdump
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", FROM_80)
 @pytest.mark.parametrize("kernel", tensor_kernels(), ids=lambda kernel: f"{kernel.operation}-{kernel.head_dim}")
 def test_tensor_cores(arch: str, kernel: Kernel) -> None:
     """All products are there, unrolled; operands come by ldmatrix, rows by asynchronous copies, 2^x by its own unit."""
-    code = disassembly()[arch, kernel]
+    code = machine_code()[arch, kernel]
     assert count(code, "(LDL|STL).*") == 0
     products = count(code, r"HMMA\.16816\.F32\.BF16")
     if kernel.operation == "backward_sm80":
