@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy
 import pytest
 from problems import Case, Shape
 
 import flash
 
+# Other libraries' tests, in this process and beside it, need memory of the GPU too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 flash_jax = pytest.importorskip("flash.jax")
 jnp = jax.numpy
