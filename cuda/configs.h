@@ -193,6 +193,9 @@ FLASH_INLINE constexpr WarpgroupTile forward_sm90_tile(int head_dim, bool has_op
   if (head_dim == 64) return {192, 128};
   return {128, head_dim <= 128 ? 128 : head_dim == 192 ? 96 : 64};
 }
+// Up to this many queries, keys are split into pieces of kPieceKeys: a multiple of each tile's keys, and of a block
+// mask's blocks. Results of a piece, in float32, are then at most a twelfth of the keys and values they come from.
+constexpr int kMostQueriesOfPieces = 64, kPieceKeys = 1536;
 constexpr int kForwardStages = 2;
 // Of each tile of keys where it lies, at most 16 words; barriers; a word for each thread (forward_sm90.cuh).
 constexpr int kStepBytes = 64, kBarrierBytes = 128;

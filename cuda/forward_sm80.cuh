@@ -109,9 +109,10 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions, kMemory)
     const int64_t q_len = sequence_of(x, same.b).q_len;
     const int thread = thread_here();
     float scale[kRows];
+    const float sink = sink_of(x, same.head);
     finish_rows(
-        x, params.lse, sums, same.b, same.head, q_len, end_of(same), [&](int a) { return query_of(same, thread, a); },
-        scale);
+        x, params.lse, sums, same.b, [&](int) { return same.head; }, q_len, end_of(same),
+        [&](int a) { return query_of(same, thread, a); }, [&](int) { return sink; }, scale);
     wait_for_copies<0>();
     __syncthreads();  // q's copies have landed even where there were no keys
     store_tile<T>(o, scale, q_tile, first_row_of(thread), params.o, same.b, same.head, x.Dv,

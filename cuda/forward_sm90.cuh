@@ -12,7 +12,9 @@
 //
 // Tiles of k and of v go through rings of two. Warpgroups take turns to start their products (kTurn), so that the
 // softmax of one runs beside the products of another. Tiles of keys are gathered from the block mask (work.cuh). A block
-// of threads stays and takes one tile of queries after the other. Launched by src/cuda_calls.cpp through instances.def.
+// of threads stays and takes one tile of queries after the other. Where there are few queries, heads that share keys
+// share a tile, and keys are split into pieces, whose results another kernel merges: pieces of a size that depends on no
+// other row, so that neither do the bits. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
 #include "softmax.cuh"
 #include "warpgroup.cuh"
@@ -56,8 +58,15 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
   }
   __syncthreads();
 
-  const auto end_of = [&](const Task &task) {
-    const int left = x.Lq - task.begin;
+  // Rows of a tile are several heads of a query in turn. A task is a tile, and which piece of the keys it meets.
+  const int log2_heads = params.log2_heads, rows_of_head = x.Lq << log2_heads;
+  const int64_t tasks = tiles.tasks * params.pieces.count;
+  const auto task_at = [&](int64_t index) {
+    return task_of_heads(tiles, params.heads_together, index / params.pieces.count);
+  };
+  const auto piece_at = [&](int64_t index) { return index % params.pieces.count; };
+  const auto end_of = [&](const Task &task) {  // of the rows
+    const int left = rows_of_head - task.begin;
     return task.begin + (left < tiles.step ? left : tiles.step);
   };
 
@@ -69,19 +78,26 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     prefetch_map(&params.v);
     Turn<1> q_turn;
     KeyTurn k_turn, v_turn;
-    for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tiles.tasks; ++round) {
-      const Task task = task_of_heads(tiles, params.heads_together, index);
+    for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tasks; ++round) {
+      const Task task = task_at(index);
       const Sequence sequence = sequence_of(x, task.b);
-      const Interval queries = {task.begin, smaller(end_of(task), sequence.q_len)};
-      const int kv_head = task.head / (x.Hq / x.Hk), batch = static_cast<int>(task.b);
-      Walk walk(x.by_row, task.b, task.head, task.begin, keys_of_any(x.window, sequence, queries), kColumns,
-                params.box_keys);
+      const int first_query = task.begin >> log2_heads, last_query = (end_of(task) - 1) >> log2_heads;
+      const Interval queries = {first_query, smaller(last_query + 1, sequence.q_len)};
+      const int first_head = task.head << log2_heads, kv_head = first_head / (x.Hq / x.Hk);
+      const auto batch = static_cast<int>(task.b);
+      Interval keys = keys_of_any(x.window, sequence, queries);
+      if (params.pieces.count > 1) {
+        const int64_t begin = piece_at(index) * params.pieces.keys;
+        keys = intersection(keys, {begin, begin + params.pieces.keys});
+      }
+      Walk walk(x.by_row, task.b, first_head, first_query, keys, kColumns, params.box_keys);
 
       q_ring.wait_free(q_turn);
       barrier_arrive_expecting(q_ring.full(q_turn), QTile::kBytes);
 #pragma unroll 1
       for (int panel = 0; panel < QTile::kPanels; ++panel)
-        load_box(q_tile.at(0, 8 * panel), &params.q, q_ring.full(q_turn), panel * kPanel, task.begin, task.head, batch);
+        load_rows_of_heads(q_tile.at(0, 8 * panel), &params.q, q_ring.full(q_turn), panel * kPanel, first_query,
+                           task.head, batch);
       q_turn.advance();
 
       const auto load_keys = [&](KeyTile to, const TensorMap *map, uint32_t barrier, const KeyStep &step) {
@@ -129,11 +145,12 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
 
   Turn<1> q_turn;
   KeyTurn k_turn, v_turn;
-  for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tiles.tasks; ++round) {
-    const Task task = task_of_heads(tiles, params.heads_together, index);
-    const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, task.head);
+  for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tasks; ++round) {
+    const Task task = task_at(index);
+    const int first_head = task.head << log2_heads;
+    const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, first_head);
     const Band band = band_of(x.window, head.sequence);
-    const auto query_of = [&](int a) { return task.begin + row_of_thread + 8 * a; };
+    const auto query_of = [&](int a) { return (task.begin + row_of_thread + 8 * a) >> log2_heads; };
 
     RowSums<2, 4> sums;
     float o[2][kHeadDim / 4] = {};
@@ -145,7 +162,8 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     const auto finish_scores = [&](float (&alpha)[2]) {
       const KeyStep &step = steps[k_turn.stage()];
       const int begin = task.begin + first_row;
-      const bool sees_all = all_see_all(band, begin, begin + kWarpgroupRows - 1, step.least, step.most);
+      const bool sees_all =
+          all_see_all(band, begin >> log2_heads, (begin + kWarpgroupRows - 1) >> log2_heads, step.least, step.most);
       const auto part = part_of<Side::kQueries, 2, kScores, Neighbour::kFourLanesOff>(
           query_of, [&](int b) { return step.first[b / 4] + b / 2 % 2 * 8 + fragment_column(lane) + b % 2; });
       apply_rules_in_registers<kOptions>(x, head, band, part, sees_all, s);
@@ -218,26 +236,105 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     release(k_ring, k_turn);
     k_turn.advance();
 
+    const auto head_of_row = [&](int a) {
+      return first_head + ((task.begin + row_of_thread + 8 * a) & ((1 << log2_heads) - 1));
+    };
+    const auto finish = [&](const LseView &lse, auto sink, float (&scale)[2]) {
+      const int end = ((end_of(task) - 1) >> log2_heads) + 1;
+      finish_rows(x, lse, sums, task.b, head_of_row, head.sequence.q_len, end, query_of, sink, scale);
+      scale_rows(o, scale);
+    };
     float scale[2];
-    finish_rows(x, params.forward.lse, sums, task.b, task.head, head.sequence.q_len, end_of(task), query_of, scale);
-    scale_rows(o, scale);
+    if (params.pieces.count > 1) {  // without the sink, which is in no piece
+      const int64_t of_all = piece_at(index) * x.B * x.Hq * x.Lq;
+      finish({params.pieces.lse + of_all, int64_t{x.Hq} * x.Lq, x.Lq, 1}, [](int) { return -infinity(); }, scale);
+#pragma unroll
+      for (int a = 0; a < 2; ++a) {
+        if (task.begin + row_of_thread + 8 * a >= end_of(task)) continue;
+        float *const row = params.pieces.o + (of_all + (task.b * x.Hq + head_of_row(a)) * x.Lq + query_of(a)) * x.Dv;
+#pragma unroll
+        for (int c = 0; c < kHeadDim / 4; ++c) {
+          const int column = c / 2 * 8 + fragment_column(lane) + c % 2;
+          if (column < x.Dv) row[column] = o[a][c];
+        }
+      }
+      sync_threads(kOwnBarrier + warpgroup, kWarpgroup);  // all of it has read q
+      if (thread == 0) q_ring.release(q_turn);
+      q_turn.advance();
+      continue;
+    }
+    finish(params.forward.lse, [&](int a) { return sink_of(x, head_of_row(a)); }, scale);
     put_rows<T>(o, q_tile, first_row + thread / kWarp * kMmaRows, [](int c) { return c / 2; });
     if (params.has_o_map) fence_shared_for_async();
     sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
-    const int rows_left = end_of(task) - task.begin - first_row;  // of this warpgroup; the map ends with the last
+    const auto batch = static_cast<int>(task.b);
     if (params.has_o_map) {
-      if (thread == 0 && rows_left > 0)
-        store_boxes(&params.o, q_tile, first_row, task.begin + first_row, task.head, static_cast<int>(task.b));
+      if (thread == 0 && task.begin + first_row < end_of(task)) {
+#pragma unroll 1
+        for (int panel = 0; panel < QTile::kPanels; ++panel)
+          store_rows_of_heads(&params.o, q_tile.at(first_row, 8 * panel), panel * kPanel,
+                              (task.begin + first_row) >> log2_heads, task.head, batch);
+        commit_stores();
+        wait_for_stores_to_read();
+      }
     } else {
-      send_rows<kWarpgroupRows, kWarpgroup>(
-          q_tile, first_row, thread, params.forward.o, task.b, task.head, x.Dv,
-          [&](int row) { return task.begin + row < end_of(task) ? task.begin + row : -1; });
+#pragma unroll 1
+      for (int n = 0; n < 1 << log2_heads; ++n)
+        send_rows<kWarpgroupRows, kWarpgroup>(q_tile, first_row, thread, params.forward.o, task.b, first_head + n, x.Dv,
+                                              [&](int row) {
+                                                const int at = task.begin + row;
+                                                const bool is_of_head = (at & ((1 << log2_heads) - 1)) == n;
+                                                return is_of_head && at < end_of(task) ? at >> log2_heads : -1;
+                                              });
       sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
     }
     if (thread == 0) q_ring.release(q_turn);
     q_turn.advance();
   }
   wait_for_stores();
+}
+
+// ---- Pieces of keys -------------------------------------------------------------------------------------------------
+
+// o and lse of all keys from those of the pieces, a warp to a query.
+template <int, bool>
+__global__ void __launch_bounds__(kPlainThreads, 1) forward_pieces_sm90(const __grid_constant__ PiecesParams params) {
+  constexpr int kWarps = kPlainThreads / kWarp, kMostColumns = kHopperHeadDims[4] / kWarp;
+  const Attention &x = params.attention;
+  const KeyPieces &pieces = params.pieces;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t rows = x.B * x.Hq * x.Lq;
+  for (int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp; row < params.tasks;
+       row += int64_t{gridDim.x} * kWarps) {
+    const int64_t i = row % x.Lq, b = row / x.Lq / x.Hq;
+    const int h = static_cast<int>(row / x.Lq % x.Hq);
+    const bool is_real = i < clamp(read_or(x.q_lens, b, x.Lq), 0, x.Lq);
+    const float sink = is_real ? sink_of(x, h) * kLn2 : -infinity();
+    float most = sink;
+    for (int64_t piece = lane; piece < pieces.count; piece += kWarp) most = fmaxf(most, pieces.lse[piece * rows + row]);
+    most = max_of_lanes<kWarp>(most);
+    const float base = most == -infinity() ? 0 : most;
+    float total = expf(sink - base), o[kMostColumns] = {};
+    for (int64_t piece = 0; piece < pieces.count; ++piece) {
+      const float weight = expf(pieces.lse[piece * rows + row] - base);
+      if (weight == 0) continue;
+      total += weight;
+#pragma unroll
+      for (int n = 0; n < kMostColumns; ++n)
+        if (lane + n * kWarp < x.Dv)
+          o[n] = fmaf(weight, pieces.o[(piece * rows + row) * x.Dv + lane + n * kWarp], o[n]);
+    }
+    const float factor = total == 0 ? 0 : 1 / total;
+    const int64_t start = b * params.o.view.batch + h * params.o.view.head + i * params.o.view.row;
+#pragma unroll
+    for (int n = 0; n < kMostColumns; ++n)
+      if (lane + n * kWarp < x.Dv)
+        write_number(o[n] * factor, params.o.view.data, params.o.dtype, start + lane + n * kWarp);
+    const LseView &lse = params.lse;
+    if (lane == 0 && lse.data != nullptr)
+      static_cast<float *>(lse.data)[b * lse.batch + h * lse.head + i * lse.row] =
+          total == 0 ? -infinity() : base + logf(total);
+  }
 }
 
 }  // namespace flash

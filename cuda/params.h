@@ -68,13 +68,32 @@ struct ForwardParams {
   LseView lse;  // may be absent
 };
 
-// The same for Hopper, whose copies take maps of the tensors.
+// Where there are few queries, keys are split into pieces that different blocks of threads take: results of each piece
+// for all queries, (count, B, Hq, Lq, Dv) and (count, B, Hq, Lq), to be merged by another kernel.
+struct KeyPieces {
+  int64_t count;  // 1: no pieces
+  int keys;       // of a piece
+  float *o, *lse;
+};
+
+// The same for Hopper, whose copies take maps of the tensors. Rows of a tile are 2^log2_heads heads of a query, which
+// share keys, and then those of the next query; `tiles` counts such rows, and such groups as heads.
 struct ForwardSm90Params {
   ForwardParams forward;
+  KeyPieces pieces;
   TensorMap q, k, v, o;  // boxes of a tile's rows; of box_keys keys; of the 64 rows of a warpgroup
-  int heads_together;    // whose keys stay in the L2 cache
-  int box_keys;          // divides the keys of a tile and the blocks of the mask
-  bool has_o_map;        // else o's rows are stored one by one
+  int log2_heads;
+  int heads_together;  // whose keys stay in the L2 cache
+  int box_keys;        // divides the keys of a tile and the blocks of the mask
+  bool has_o_map;      // else o's rows are stored one by one
+};
+
+struct PiecesParams {
+  Attention attention;
+  KeyPieces pieces;
+  Rows o;
+  LseView lse;    // may be absent
+  int64_t tasks;  // queries of all heads
 };
 
 // What the backward keeps per query in the workspace, (B, Hq, Lq) each.

@@ -57,20 +57,25 @@ struct RowSums {
   }
 };
 
+// The sink of a head in units of log2, -inf = none.
+__device__ __forceinline__ float sink_of(const Attention &x, int h) {
+  return x.sinks.data == nullptr ? -infinity() : kLog2E * read_number(x.sinks.data, x.sinks.dtype, h * x.sinks.head);
+}
+
 // The end of a tile's rows: their lse, and in scale[a] what O's row a must be multiplied with to become o; 0 for nothing.
-// Queries of the tile end at `end`, real ones at q_len.
-template <int kRows, class QueryOf>
+// Row a is query query_of(a) of head head_of(a), with sink sink_of(a). Queries of the tile end at `end`, real ones at
+// q_len.
+template <int kRows, class HeadOf, class QueryOf, class SinkOf>
 __device__ __forceinline__ void finish_rows(const Attention &x, const LseView &lse, RowSums<kRows, 4> &sums, int64_t b,
-                                            int h, int64_t q_len, int end, QueryOf query_of, float (&scale)[kRows]) {
-  const float sink =
-      x.sinks.data == nullptr ? -infinity() : kLog2E * read_number(x.sinks.data, x.sinks.dtype, h * x.sinks.head);
+                                            HeadOf head_of, int64_t q_len, int end, QueryOf query_of, SinkOf sink_of,
+                                            float (&scale)[kRows]) {
 #pragma unroll
   for (int a = 0; a < kRows; ++a) {
-    const float factor = sums.finish(a, sink);
+    const float factor = sums.finish(a, sink_of(a));
     const bool is_empty = query_of(a) >= q_len || sums.sum[a] == 0;  // past q_len, or sees nothing
     scale[a] = is_empty ? 0 : factor * x.keep_scale / sums.sum[a];
     if (lse.data != nullptr && threadIdx.x % 4 == 0 && query_of(a) < end)
-      static_cast<float *>(lse.data)[b * lse.batch + h * lse.head + query_of(a) * lse.row] =
+      static_cast<float *>(lse.data)[b * lse.batch + head_of(a) * lse.head + query_of(a) * lse.row] =
           is_empty ? -infinity() : sums.lse(a);
   }
 }

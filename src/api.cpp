@@ -106,7 +106,7 @@ flash_status flash_forward(const flash_problem *given, const flash_tensor *o, co
     const Plan plan = make_plan(problem, 0);
     check_workspace(arguments, plan, workspace, bytes);
     check_values(problem);
-    if (problem.backend == Backend::kCuda) return cuda_forward(problem, plan, o_view, lse_view, stream);
+    if (problem.backend == Backend::kCuda) return cuda_forward(problem, plan, o_view, lse_view, workspace, stream);
     cpu_forward(problem, plan, o_view, lse_view, workspace, bytes);
   });
 }

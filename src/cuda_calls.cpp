@@ -61,18 +61,27 @@ void start(const KernelLaunch &x, const Params &params, void *stream) {
 
 namespace {
 
-void start_forward_sm90(const KernelLaunch &launch, const Problem &x, const ForwardParams &forward, RowsView o,
-                        void *stream) {
+// The first place in the caller's scratch memory that the library uses.
+char *aligned(void *workspace) {
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  return reinterpret_cast<char *>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment);
+}
+
+void start_forward_sm90(const KernelLaunch &launch, const Problem &x, const ForwardParams &forward,
+                        const KeyPieces &pieces, RowsView o, void *stream) {
   ForwardSm90Params params{};
   params.forward = forward;
-  params.heads_together = cuda_heads_together(x);
+  params.forward.tiles = cuda_tiles_of_heads(x, launch.tile_rows);
+  params.pieces = pieces;
+  params.log2_heads = cuda_log2_heads(x, launch.tile_rows);
+  params.heads_together = cuda_heads_together(x, params.log2_heads);
   params.box_keys = cuda_box_keys(x, launch.has_options, launch.head_dim);
-  fill_map(&params.q, x.q, x.dtype, {x.D, x.Lq, x.Hq, x.B}, launch.tile_rows);
+  fill_map_of_heads(&params.q, x.q, x.dtype, {x.D, x.Lq, x.Hq, x.B}, launch.tile_rows, params.log2_heads);
   fill_map(&params.k, x.k, x.dtype, {x.D, x.Lk, x.Hk, x.B}, params.box_keys);
   fill_map(&params.v, x.v, x.dtype, {x.Dv, x.Lk, x.Hk, x.B}, params.box_keys);
   const TensorShape of_o = {x.Dv, x.Lq, x.Hq, x.B};
   params.has_o_map = takes_map(o, x.dtype, of_o);
-  if (params.has_o_map) fill_map(&params.o, o, x.dtype, of_o, kWarpgroupRows);
+  if (params.has_o_map) fill_map_of_heads(&params.o, o, x.dtype, of_o, kWarpgroupRows, params.log2_heads);
   start(launch, params, stream);
 }
 
@@ -98,16 +107,20 @@ void start_backward_sm90(const KernelLaunch &launch, const Problem &x, const Gra
 
 // ---- Calls ----------------------------------------------------------------------------------------------------------
 
-void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *stream) {
+void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *workspace, void *stream) {
   const CudaDeviceGuard guard(problem.device_id);
+  const CudaDevice &device = cuda_facts().devices[static_cast<size_t>(problem.device_id)];
+  const KeyPieces pieces = place_cuda_forward(aligned(workspace), problem, device).pieces;
   ForwardParams params{};
   params.attention = cuda_attention(problem);
   params.o = cuda_rows(o, problem.dtype, problem.Dv);
   params.lse = lse;
   for (const KernelLaunch &launch : plan.launches) {
-    params.tiles = cuda_query_tiles(problem, launch.tile_rows);
+    params.tiles = cuda_query_tiles(problem, launch.tile_rows == 0 ? 1 : launch.tile_rows);
     if (launch.operation == Operation::forward_sm90)
-      start_forward_sm90(launch, problem, params, o, stream);
+      start_forward_sm90(launch, problem, params, pieces, o, stream);
+    else if (launch.operation == Operation::forward_pieces_sm90)
+      start(launch, PiecesParams{params.attention, pieces, params.o, lse, problem.B * problem.Hq * problem.Lq}, stream);
     else
       start(launch, params, stream);
   }
@@ -116,10 +129,8 @@ void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView 
 void cuda_backward(const Problem &problem, const BackwardArguments &x, void *workspace, void *stream) {
   const CudaDeviceGuard guard(problem.device_id);
   const uint32_t wanted = wanted_of(x);
-  const uintptr_t address = reinterpret_cast<uintptr_t>(workspace);
-  const uintptr_t aligned = (address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
   const CudaDevice &device = cuda_facts().devices[static_cast<size_t>(problem.device_id)];
-  const CudaBackwardMemory memory = place_cuda_backward(reinterpret_cast<char *>(aligned), problem, wanted, device);
+  const CudaBackwardMemory memory = place_cuda_backward(aligned(workspace), problem, wanted, device);
   const QueryFacts facts = {memory.delta, memory.lse2, memory.lse2_low};
   const Attention attention = cuda_attention(problem);
   const DType dtype = problem.dtype;
@@ -237,7 +248,7 @@ void cuda_merge(int device_id, DType dtype, int64_t B, int64_t Lq, int64_t Hq, i
 namespace {
 [[noreturn]] void not_built() { fail(FLASH_INTERNAL_ERROR, "this library was built without CUDA"); }
 }  // namespace
-void cuda_forward(const Problem &, const Plan &, RowsView, LseView, void *) { not_built(); }
+void cuda_forward(const Problem &, const Plan &, RowsView, LseView, void *, void *) { not_built(); }
 void cuda_backward(const Problem &, const BackwardArguments &, void *, void *) { not_built(); }
 void cuda_weights(const Problem &, const int64_t *, int64_t, int64_t, WeightsView, void *) { not_built(); }
 void cuda_dropout_mask(int, uint64_t, double, bool *, const int64_t *, const int64_t *, void *) { not_built(); }

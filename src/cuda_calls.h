@@ -24,7 +24,14 @@ struct CudaBackwardMemory {
 };
 CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint32_t wanted, const CudaDevice &device);
 
-void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *stream);
+// Where the forward's workspace lies; with base NULL, place_cuda_forward only adds up.
+struct CudaForwardMemory {
+  KeyPieces pieces;  // o and lse absent where there is one
+  size_t bytes;
+};
+CudaForwardMemory place_cuda_forward(char *base, const Problem &problem, const CudaDevice &device);
+
+void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *workspace, void *stream);
 void cuda_backward(const Problem &problem, const BackwardArguments &arguments, void *workspace, void *stream);
 void cuda_weights(const Problem &problem, const int64_t *rows, int64_t rows_stride, int64_t count, WeightsView weights,
                   void *stream);

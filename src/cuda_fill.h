@@ -26,8 +26,11 @@ Tiles cuda_key_tiles(const Problem &problem, int tile_rows);
 
 // A kernel that goes over `tasks` blocks' worth of single queries or elements.
 KernelLaunch plain_launch(Operation operation, int64_t tasks, int shared_bytes);
-// Hopper's forward: heads whose keys share the L2 cache, and keys that are copied as one box; of its backward queries.
-int cuda_heads_together(const Problem &problem);
+// Hopper's forward: query heads that share the rows of a tile, as a power of 2; groups of them whose keys share the L2
+// cache; its tiles; keys that are copied as one box. Of its backward, queries.
+int cuda_log2_heads(const Problem &problem, int tile_rows);
+int cuda_heads_together(const Problem &problem, int log2_heads);
+Tiles cuda_tiles_of_heads(const Problem &problem, int tile_rows);
 int cuda_box_keys(const Problem &problem, bool has_options, int head_dim);
 int cuda_box_queries(const Problem &problem, bool has_options, int head_dim);
 

@@ -1,6 +1,8 @@
 // The driver's function that makes tensor maps, found at run time: the library doesn't link the driver.
 #include "cuda_maps.h"
 
+#include <initializer_list>
+
 #include "../cuda/isa/index.h"
 #include "device.h"
 #include "error.h"
@@ -41,26 +43,47 @@ Encode find_encode() {
   return reinterpret_cast<Encode>(function);
 }
 
-}  // namespace
+struct Axis {
+  int64_t extent, stride, box;
+};
 
-void fill_map(TensorMap *map, const RowsView &view, DType dtype, const TensorShape &shape, int box_rows) {
+// Behind the columns up to four axes.
+void fill(TensorMap *map, const RowsView &view, DType dtype, int64_t columns, std::initializer_list<Axis> axes) {
   static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
   static const Encode encode = find_encode();
-  // An axis of one element has no stride; the driver wants one all the same.
-  const auto stride_bytes = [&](int64_t extent, int64_t stride) {
-    return static_cast<cuuint64_t>(extent > 1 ? stride * size_bytes(dtype) : 16);
-  };
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(shape.columns), static_cast<cuuint64_t>(shape.rows),
-                                static_cast<cuuint64_t>(shape.heads), static_cast<cuuint64_t>(shape.batches)};
-  const cuuint64_t strides[] = {stride_bytes(shape.rows, view.row), stride_bytes(shape.heads, view.head),
-                                stride_bytes(shape.batches, view.batch)};
-  const cuuint32_t box[] = {kPanel, static_cast<cuuint32_t>(box_rows), 1, 1}, steps[] = {1, 1, 1, 1};
+  constexpr int kMost = 5;
+  cuuint64_t extents[kMost] = {static_cast<cuuint64_t>(columns)}, strides[kMost] = {};
+  cuuint32_t box[kMost] = {kPanel}, steps[kMost] = {1, 1, 1, 1, 1};
+  cuuint32_t rank = 1;
+  for (const Axis &axis : axes) {
+    extents[rank] = static_cast<cuuint64_t>(axis.extent);
+    // An axis of one element has no stride; the driver wants one all the same.
+    strides[rank - 1] = static_cast<cuuint64_t>(axis.extent > 1 ? axis.stride * size_bytes(dtype) : 16);
+    box[rank++] = static_cast<cuuint32_t>(axis.box);
+  }
   const CUresult result =
       encode(reinterpret_cast<CUtensorMap *>(map),
-             dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
+             dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank,
              view.data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) fail(FLASH_CUDA_ERROR, "cuTensorMapEncodeTiled gave ", static_cast<int>(result));
+}
+
+}  // namespace
+
+void fill_map(TensorMap *map, const RowsView &view, DType dtype, const TensorShape &shape, int box_rows) {
+  fill(map, view, dtype, shape.columns,
+       {{shape.rows, view.row, box_rows}, {shape.heads, view.head, 1}, {shape.batches, view.batch, 1}});
+}
+
+void fill_map_of_heads(TensorMap *map, const RowsView &view, DType dtype, const TensorShape &shape, int box_rows,
+                       int log2_heads) {
+  const int64_t heads = int64_t{1} << log2_heads;
+  fill(map, view, dtype, shape.columns,
+       {{heads, view.head, heads},
+        {shape.rows, view.row, box_rows / heads},
+        {shape.heads / heads, view.head * heads, 1},
+        {shape.batches, view.batch, 1}});
 }
 
 #endif

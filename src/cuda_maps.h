@@ -19,4 +19,8 @@ bool takes_map(const RowsView &view, DType dtype, const TensorShape &shape);
 // tensor must take a map. Throws Error (FLASH_CUDA_ERROR) where the driver can't make one.
 void fill_map(TensorMap *map, const RowsView &view, DType dtype, const TensorShape &shape, int box_rows);
 
+// The same for boxes whose rows are those of 2^log2_heads heads in turn: box_rows of them.
+void fill_map_of_heads(TensorMap *map, const RowsView &view, DType dtype, const TensorShape &shape, int box_rows,
+                       int log2_heads);
+
 }  // namespace flash

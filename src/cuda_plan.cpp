@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "../cuda/isa/index.h"
 #include "cuda_calls.h"
 #include "cuda_fill.h"
 #include "cuda_maps.h"
@@ -265,11 +266,35 @@ KernelLaunch plain_launch(Operation operation, int64_t tasks, int shared_bytes) 
   return {operation, kAnyType, 0, false, Memory::kSmall, tasks, tasks, kPlainThreads, shared_bytes, 0};
 }
 
-int cuda_heads_together(const Problem &problem) {
+int cuda_log2_heads(const Problem &problem, int tile_rows) {
+  if (problem.Lq >= tile_rows || has_score_options(problem) || problem.blocks.block_q != 0) return 0;
+  int log2_heads = 0;
+  for (int64_t group = problem.Hq / problem.Hk; group % 2 == 0 && 2 << log2_heads <= kWarpgroupRows; group /= 2)
+    ++log2_heads;
+  return log2_heads;
+}
+
+int cuda_heads_together(const Problem &problem, int log2_heads) {
   constexpr int64_t kCacheBytes = int64_t{32} << 20;  // of the 50 MiB of an H100
   const int64_t keys_bytes = problem.Lk * (problem.D + problem.Dv) * size_bytes(problem.dtype);
   const int64_t key_heads = clamp(kCacheBytes / larger(1, keys_bytes), 1, problem.Hk * problem.B);
-  return static_cast<int>(smaller(key_heads * (problem.Hq / problem.Hk), int64_t{1} << 20));
+  return static_cast<int>(smaller(key_heads * ((problem.Hq / problem.Hk) >> log2_heads), int64_t{1} << 20));
+}
+
+Tiles cuda_tiles_of_heads(const Problem &problem, int tile_rows) {
+  const int log2_heads = cuda_log2_heads(problem, tile_rows);
+  return cuda_tiles(problem.B, problem.Hq >> log2_heads, problem.Lq << log2_heads, tile_rows, problem.blocks.block_q);
+}
+
+CudaForwardMemory place_cuda_forward(char *base, const Problem &problem, const CudaDevice &device) {
+  CudaForwardMemory memory{{1, 0, nullptr, nullptr}, 0};
+  if (problem.Lq > kMostQueriesOfPieces || choose(problem, 0, device).family != Family::kSm90) return memory;
+  const int64_t count = ceil_div(problem.Lk, kPieceKeys), rows = count * problem.B * problem.Hq * problem.Lq;
+  if (count < 2) return memory;
+  memory.pieces = {count, kPieceKeys, nullptr, nullptr};
+  memory.pieces.o = take(base, &memory.bytes, rows * problem.Dv);
+  memory.pieces.lse = take(base, &memory.bytes, rows);
+  return memory;
 }
 
 int cuda_box_keys(const Problem &problem, bool has_options, int head_dim) {
@@ -288,21 +313,24 @@ KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const Cuda
     if (launch.tasks > 0) launches.list[launches.count++] = launch;
   };
   const auto add_tiles = [&](Operation operation, const Tiles &tiles) {
-    // Those of Hopper's forward stay: one on each multiprocessor.
-    const bool stays = operation == Operation::forward_sm90;
-    const int64_t blocks = stays ? smaller(tiles.tasks, device.multiprocessors) : tiles.tasks;
-    add({operation, choice.dtype, choice.head_dim, has_options, choice.memory, tiles.tasks, blocks, choice.threads,
+    add({operation, choice.dtype, choice.head_dim, has_options, choice.memory, tiles.tasks, tiles.tasks, choice.threads,
          choice.shared_bytes, choice.rows});
   };
   const auto add_plain = [&](Operation operation, int64_t tasks, int shared_bytes) {
     add(plain_launch(operation, tasks, shared_bytes));
   };
   const bool is_tensor = choice.family == Family::kSm80;
+  if (wanted == 0 && choice.family == Family::kSm90) {
+    const int64_t pieces = place_cuda_forward(nullptr, problem, device).pieces.count;
+    const int64_t tasks = cuda_tiles_of_heads(problem, choice.rows).tasks * pieces;
+    add({Operation::forward_sm90, choice.dtype, choice.head_dim, has_options, choice.memory, tasks,
+         smaller(tasks, device.multiprocessors),  // which keep their blocks
+         choice.threads, choice.shared_bytes, choice.rows});
+    if (pieces > 1) add_plain(Operation::forward_pieces_sm90, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
+    return launches;
+  }
   if (wanted == 0) {
-    add_tiles(choice.family == Family::kSm90 ? Operation::forward_sm90
-              : is_tensor                    ? Operation::forward_sm80
-                                             : Operation::forward_any,
-              cuda_query_tiles(problem, choice.rows));
+    add_tiles(is_tensor ? Operation::forward_sm80 : Operation::forward_any, cuda_query_tiles(problem, choice.rows));
     return launches;
   }
   add_plain(Operation::backward_prepare_any, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
@@ -370,12 +398,13 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
   }
   plan.launches = cuda_launches(problem, wanted, device, problem.bias, INT64_MAX);
   for (const KernelLaunch &launch : plan.launches) {
-    const bool is_small = launch.operation == Operation::backward_prepare_any ||
-                          launch.operation == Operation::backward_bias_sum_any ||
-                          launch.operation == Operation::backward_dq_sm80;
+    const bool is_small =
+        launch.operation == Operation::backward_prepare_any || launch.operation == Operation::backward_bias_sum_any ||
+        launch.operation == Operation::backward_dq_sm80 || launch.operation == Operation::forward_pieces_sm90;
     if (!is_small) plan.tasks += launch.tasks;
   }
-  if (wanted != 0) plan.shared_bytes = place_cuda_backward(nullptr, problem, wanted, device).bytes;
+  plan.shared_bytes = wanted == 0 ? place_cuda_forward(nullptr, problem, device).bytes
+                                  : place_cuda_backward(nullptr, problem, wanted, device).bytes;
   return plan;
 }
 

@@ -242,10 +242,11 @@ void test_plan_with_blocks() {
 }
 
 void test_heads_together() {
-  CHECK(cuda_heads_together(compact_problem(4, 16384, 16384, 16, 16, 128)) == 4);  // 8 MiB of k and v each
-  CHECK(cuda_heads_together(compact_problem(4, 16384, 16384, 16, 4, 128)) == 16);
-  CHECK(cuda_heads_together(compact_problem(1, 128, 128, 4, 2, 64)) == 4);
-  CHECK(cuda_heads_together(compact_problem(1, 1 << 20, 1 << 20, 4, 4, 128)) == 1);
+  CHECK(cuda_heads_together(compact_problem(4, 16384, 16384, 16, 16, 128), 0) == 4);  // 8 MiB of k and v each
+  CHECK(cuda_heads_together(compact_problem(4, 16384, 16384, 16, 4, 128), 0) == 16);
+  CHECK(cuda_heads_together(compact_problem(1, 128, 128, 4, 2, 64), 0) == 4);
+  CHECK(cuda_heads_together(compact_problem(1, 1 << 20, 1 << 20, 4, 4, 128), 0) == 1);
+  CHECK(cuda_heads_together(compact_problem(4, 1, 16384, 16, 4, 128), 2) == 4);
   for (bool has_options : {false, true}) {
     for (int head_dim : kHopperHeadDims)
       CHECK(forward_sm90_shared_bytes(head_dim, has_options) <= most_shared_bytes(Memory::kHopper));
@@ -253,6 +254,43 @@ void test_heads_together() {
       const WarpgroupTile tile = forward_sm90_tile(head_dim, has_options);
       CHECK(tile.loading_registers() * 128 + tile.computing_registers() * 128 * tile.warpgroups() <= 65536);
     }
+  }
+}
+
+// Few queries: heads that share keys share a tile, and keys are split into pieces, whatever the batch.
+void test_few_queries() {
+  CHECK(kPieceKeys % 256 == 0);
+  for (int head_dim : kHopperHeadDims)
+    for (bool has_options : {false, true}) CHECK(kPieceKeys % forward_sm90_tile(head_dim, has_options).columns == 0);
+  struct {
+    int64_t Hq, Hk, Lq;
+    int log2_heads;
+  } cases[] = {{8, 2, 1, 2}, {8, 2, 100, 2}, {8, 2, 128, 0}, {6, 2, 1, 0},
+               {6, 1, 1, 1}, {128, 1, 5, 6}, {256, 1, 5, 6}};
+  for (const auto &given : cases) {
+    Problem x = compact_problem(2, given.Lq, 5000, given.Hq, given.Hk, 128);
+    CHECK(cuda_log2_heads(x, 128) == given.log2_heads);
+    const Tiles tiles = cuda_tiles_of_heads(x, 128);
+    CHECK(tiles.heads << given.log2_heads == given.Hq && tiles.step % (1 << given.log2_heads) == 0);
+    CHECK(tiles.tasks == 2 * tiles.heads * ceil_div(given.Lq << given.log2_heads, tiles.step));
+    const Plan plan = plan_cuda(x, 0, kLarge);
+    const int64_t pieces = given.Lq <= 64 ? 4 : 1;
+    CHECK(plan.launches.list[0].tasks == tiles.tasks * pieces && plan.launches.count == (pieces > 1 ? 2 : 1));
+    CHECK((workspace_bytes(plan) == 0) == (pieces == 1));
+    if (pieces > 1) {
+      const int64_t rows = pieces * 2 * given.Hq * given.Lq;
+      const auto bytes = [](int64_t floats) { return static_cast<size_t>(round_up(floats * 4, 64)); };
+      CHECK(workspace_bytes(plan) == bytes(rows * 128) + bytes(rows) + 64);
+      CHECK(plan.launches.list[1].operation == Operation::forward_pieces_sm90);
+      std::vector<char> memory(workspace_bytes(plan));
+      const KeyPieces placed = place_cuda_forward(memory.data(), x, kLarge).pieces;
+      CHECK(placed.count == pieces && placed.keys == kPieceKeys && placed.lse - placed.o >= rows * 128);
+      CHECK(workspace_bytes(plan_cuda(x, 0, kSmall)) == 0);
+    }
+    x.softcap = 1;
+    CHECK(cuda_log2_heads(x, 128) == 0);
+    x.softcap = 0, x.blocks.block_q = 64;
+    CHECK(cuda_log2_heads(x, 128) == 0);
   }
 }
 
@@ -268,5 +306,6 @@ int main() {
   test_plan();
   test_plan_with_blocks();
   test_heads_together();
+  test_few_queries();
   return report();
 }

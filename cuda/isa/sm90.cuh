@@ -84,6 +84,21 @@ FLASH_INSTRUCTION void store_box(const TensorMap *map, uint32_t from, int column
                "r"(from), "r"(column), "r"(row), "r"(head), "r"(batch)
                : "memory");
 }
+// The same where rows are those of several heads in turn: from the first of group `group` on.
+FLASH_INSTRUCTION void load_rows_of_heads(uint32_t to, const TensorMap *map, uint32_t barrier, int column, int row,
+                                          int group, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(row), "r"(group), "r"(batch)
+      : "memory");
+}
+FLASH_INSTRUCTION void store_rows_of_heads(const TensorMap *map, uint32_t from, int column, int row, int group,
+                                           int batch) {
+  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
+               "r"(from), "r"(column), "r"(0), "r"(row), "r"(group), "r"(batch)
+               : "memory");
+}
 // Adds `bytes` of float32 numbers, a multiple of 16, to those in global memory.
 FLASH_INSTRUCTION void add_bytes(float *to, uint32_t from, int bytes) {
   asm volatile(
@@ -199,6 +214,8 @@ void fence_shared_for_async();
 void prefetch_map(const TensorMap *map);
 void load_box(uint32_t to, const TensorMap *map, uint32_t barrier, int column, int row, int head, int batch);
 void store_box(const TensorMap *map, uint32_t from, int column, int row, int head, int batch);
+void load_rows_of_heads(uint32_t to, const TensorMap *map, uint32_t barrier, int column, int row, int group, int batch);
+void store_rows_of_heads(const TensorMap *map, uint32_t from, int column, int row, int group, int batch);
 void add_bytes(float *to, uint32_t from, int bytes);
 void commit_stores();
 void wait_for_stores_to_read();
