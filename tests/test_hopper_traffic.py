@@ -1,0 +1,164 @@
+"""Device memory traffic of Hopper's kernels as the emulator counts it, byte for byte, against closed formulas.
+
+Rows come by boxes, of which the bytes inside of the tensor count, whether anyone asks for the row or not; one thread
+reads the lists of blocks. Below: what explain says, matrix instructions, shared memory without bank conflicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import emulated
+import hopper_tiles
+import pytest
+from hopper_tiles import DEPTH, WARPGROUP_ROWS, Tile
+from traffic import GRANULE, Bytes, Calls, Case, Met, dq_bytes, met_by, prepare_bytes, up_to, whole_sectors
+
+pytestmark = pytest.mark.emulated
+
+FACTS_USED = 8  # bytes of a query: lse2 and delta
+WARP, WARPS = 32, 4  # lanes; warps of a warpgroup
+Tiles = dict[tuple[int, bool], Tile]
+
+
+def built(case: Case, tiles: Tiles) -> tuple[int, Tile]:
+    """The head dim that the case's kernel is built for, and its tile."""
+    head_dim = next(n for n, _ in tiles if max(case.D, case.Dv) <= n)
+    return head_dim, tiles[head_dim, case.softcap != 0]
+
+
+def tiles_of(case: Case, tile: Tile, axis: int) -> Iterator[tuple[int, Met]]:
+    """Where each tile of queries (axis 0) or keys (axis 1) begins; a block of the mask is halved until it is one."""
+    length, step = (case.Lq, case.Lk)[axis], case.block_size[axis] or tile.rows
+    while step > tile.rows:
+        step //= 2
+    step = min(step, up_to(length, GRANULE))
+    box = math.gcd(tile.columns, case.block_size[1 - axis])
+    for begin in range(0, length, step):
+        yield begin, met_by(case, begin, min(begin + step, length), axis, tile.columns, box)
+
+
+def forward_bytes(case: Case) -> Bytes:
+    """A box of q for each tile of queries, boxes of k and v for what it meets; o and lse once."""
+    _, tile = built(case, hopper_tiles.FORWARD)
+    size, heads, n = case.itemsize, case.B * case.Hq, Bytes()
+    for begin, met in tiles_of(case, tile, 0):
+        n["q"] += heads * min(tile.rows, case.Lq - begin) * case.D * size
+        n["k"] += heads * met.rows * case.D * size
+        n["v"] += heads * met.rows * case.Dv * size
+        n["lists"] += heads * met.list_reads * 4
+    n["o!"] = heads * case.Lq * case.Dv * size
+    n["lse!"] = heads * case.Lq * 4
+    return n
+
+
+def backward_bytes(case: Case) -> Bytes:
+    """A box of k and of v for each tile of keys; q, do and their facts for what it meets, and dq is added to in memory,
+    16 rows at a time. Lists are read by the thread that fetches rows and by who fetches facts, at first a warp."""
+    head_dim, tile = built(case, hopper_tiles.BACKWARD)
+    size, heads, group, n = case.itemsize, case.B * case.Hk, case.Hq // case.Hk, Bytes()
+    for begin, met in tiles_of(case, tile, 1):
+        n["k"] += heads * min(tile.rows, case.Lk - begin) * case.D * size
+        n["v"] += heads * min(tile.rows, case.Lk - begin) * case.Dv * size
+        n["q"] += heads * group * met.rows * case.D * size
+        n["do"] += heads * group * met.rows * case.Dv * size
+        n["workspace"] += heads * group * met.rows * FACTS_USED
+        n["workspace+"] += heads * group * met.granules * GRANULE * head_dim * 4
+        n["lists"] += heads * group * (2 * met.list_reads + (WARP - 1) * met.first_reads) * 4
+    n["dk!"] = heads * case.Lk * case.D * size
+    n["dv!"] = heads * case.Lk * case.Dv * size
+    return n
+
+
+def hopper(name: str, **of_case: object) -> Case:
+    return Case(name, **{"dtype": "float16", "device": emulated.HOPPER, **of_case})  # type: ignore[arg-type]
+
+
+CASES = [
+    hopper("one_row", Lq=1, Lk=1),
+    hopper("off_the_tiles", Lq=330, Lk=300),
+    hopper("whole_tiles", Lq=384, Lk=256, Hq=1),
+    hopper("heads_and_batches", B=2, Lq=70, Lk=130, Hq=4, Hk=2),
+    hopper("causal", Lq=300, Lk=330, Hq=1, causal=True),
+    hopper("causal_more_queries", Lq=400, Lk=130, causal=True),
+    hopper("window", Lq=450, Lk=450, Hq=1, window=(70, 20)),
+    hopper("options", Lq=200, Lk=210, causal=True, softcap=2.0),
+    hopper("blocks_of_64", Lq=300, Lk=400, block_size=(64, 64)),
+    hopper("large_blocks", Lq=520, Lk=400, Hq=1, block_size=(256, 128)),
+    hopper("causal_blocks", Lq=300, Lk=300, Hq=1, block_size=(64, 128), causal=True),
+    hopper("blocks_with_options", Lq=300, Lk=300, Hq=1, block_size=(128, 64), softcap=2.0),
+    hopper("narrow_rows", D=48, Dv=32),
+    hopper("dim_96", D=96, Dv=80, Lq=200, Lk=300, causal=True),
+    hopper("dim_128", D=128, Dv=96, Lq=200, Lk=300, causal=True),
+    hopper("dim_128_options", D=128, Dv=128, Lq=140, softcap=2.0),
+    hopper("dim_192", D=192, Dv=128),
+    hopper("dim_256", D=256, Dv=256, Hq=1),
+    hopper("dim_256_options", D=256, Dv=200, Hq=1, Lk=100, softcap=2.0, is_aligned=False),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@each_case
+def test_bytes(case: Case) -> None:
+    calls = Calls(case)
+    assert calls.bytes("forward_sm90") == +forward_bytes(case)
+    assert ("backward_sm90" in calls.launches) == (max(case.D, case.Dv) <= 128)
+    if "backward_sm90" in calls.launches:
+        assert calls.bytes("backward_prepare_any") == +prepare_bytes(case, one_pass=True)
+        assert calls.bytes("backward_sm90") == +backward_bytes(case)
+        assert calls.bytes("backward_dq_sm80") == +dq_bytes(case)
+        kernels = ["backward_prepare_any", "backward_sm90", "backward_dq_sm80"]
+        assert [*calls.launches] == ["forward_sm90", *kernels]
+    whole_sectors(case, calls)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if not case.has_blocks and case.name != "causal_more_queries"],
+    ids=lambda case: case.name,
+)
+def test_explain_predicts_what_must_move(case: Case) -> None:
+    """The different bytes touched; explain reads no lists, and queries that see nothing are fetched all the same."""
+    calls = Calls(case)
+    forward, backward = calls.explained
+    kernels = [*calls.launches]
+    assert (forward.bytes_read, forward.bytes_written) == calls.different_bytes(kernels[:1])
+    assert (backward.bytes_read, backward.bytes_written) == calls.different_bytes(kernels[1:])
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0], ids=["plain", "options"])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
+def test_matrix_instructions_and_bank_conflicts(dim: int, softcap: float) -> None:
+    """Each product once for each tile of scores; registers go to and from shared memory without conflicts."""
+    L = 384  # whole tiles of every kernel
+    case = hopper("", Lq=L, Lk=L, Hq=1, Hk=1, D=dim, Dv=dim, softcap=softcap)
+    calls = Calls(case)
+    for kernel, tiles in (("forward_sm90", hopper_tiles.FORWARD), ("backward_sm90", hopper_tiles.BACKWARD)):
+        if kernel not in calls.launches:
+            assert dim > 128
+            continue
+        head_dim, tile = built(case, tiles)
+        along_rows, along_columns = head_dim // DEPTH, tile.columns // DEPTH
+        if kernel == "forward_sm90":  # s, and p v
+            products = along_rows + along_columns
+        else:  # s and dp, dv and dk; dq over the keys of both warpgroups, half of the queries or of the head dim each
+            products = 2 * along_rows + 2 * along_columns + tile.rows // DEPTH
+        launch = calls.launches[kernel]
+        assert launch["wgmma"] == WARPS * (L // WARPGROUP_ROWS) * (L // tile.columns) * products
+        assert launch["mma"] == 0 and launch["bank_conflicts"] == 0, kernel
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_rules_cost_at_the_edge_only(dim: int) -> None:
+    """A causal problem pays for its mask where the mask cuts a tile: a step there is dearer than one without."""
+
+    def steps(causal: bool) -> dict[str, float]:
+        """Instructions of a tile of 64 x 64 scores."""
+        calls = Calls(hopper("", Lq=768, Lk=768, Hq=1, Hk=1, D=dim, Dv=dim, causal=causal))
+        tiles = 12 * 13 / 2 if causal else 12 * 12
+        return {name: calls.launches[name]["warp_instructions"] / tiles for name in ("forward_sm90", "backward_sm90")}
+
+    full, causal = steps(False), steps(True)
+    for name, instructions in full.items():
+        assert instructions < causal[name] < 2 * instructions, (name, full, causal)
