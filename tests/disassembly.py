@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        return FROM_90A if self.memory == "hopper" else FROM_80
+        return FROM_90A if self.operation.endswith("_sm90") else FROM_80
 
 
 class Use(NamedTuple):

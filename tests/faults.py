@@ -285,10 +285,11 @@ class Bench:
     def _trapping(self, fault: Fault, probe: str, ns: list[int]) -> list[int]:
         """Those of the problems in which the probe in place of the fault's statement traps."""
         text = emulated.lib.emulated_ptx(fault.kernel.encode()).decode()
-        line = text.splitlines()[fault.ptx_line - 1]
-        if fault.ptx not in " ".join(line.split()):
+        line = " ".join(text.splitlines()[fault.ptx_line - 1].split())
+        if fault.ptx not in line:
             return ns
-        problem = emulated.lib.emulated_plant(fault.kernel.encode(), fault.ptx_line, probe.encode())
+        planted = line.replace(fault.ptx, probe, 1)  # a line of inline PTX may hold more than the statement
+        problem = emulated.lib.emulated_plant(fault.kernel.encode(), fault.ptx_line, planted.encode())
         assert problem is None, f"{probe}: {problem}"
         try:
             with emulated.running(checks=0):

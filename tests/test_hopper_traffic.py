@@ -18,6 +18,7 @@ from traffic import GRANULE, Bytes, Calls, Case, Met, dq_bytes, met_by, prepare_
 pytestmark = pytest.mark.emulated
 
 FACTS_USED = 8  # bytes of a query: lse2 and delta
+PIECE = 1536  # keys that go together where queries are few
 WARP, WARPS = 32, 4  # lanes; warps of a warpgroup
 Tiles = dict[tuple[int, bool], Tile]
 
@@ -28,29 +29,52 @@ def built(case: Case, tiles: Tiles) -> tuple[int, Tile]:
     return head_dim, tiles[head_dim, case.softcap != 0]
 
 
-def tiles_of(case: Case, tile: Tile, axis: int) -> Iterator[tuple[int, Met]]:
-    """Where each tile of queries (axis 0) or keys (axis 1) begins; a block of the mask is halved until it is one."""
-    length, step = (case.Lq, case.Lk)[axis], case.block_size[axis] or tile.rows
+def tiles_of(case: Case, tile: Tile, axis: int, heads: int = 1) -> Iterator[tuple[int, int, Met]]:
+    """First and last row of each tile of queries (axis 0) or keys (axis 1), and what it meets; a block of the mask is
+    halved until it is a tile. Rows are `heads` heads of a query in turn."""
+    length, step = (case.Lq, case.Lk)[axis] * heads, case.block_size[axis] or tile.rows
     while step > tile.rows:
         step //= 2
     step = min(step, up_to(length, GRANULE))
     box = math.gcd(tile.columns, case.block_size[1 - axis])
     for begin in range(0, length, step):
-        yield begin, met_by(case, begin, min(begin + step, length), axis, tile.columns, box)
+        first, last = begin // heads, (min(begin + step, length) - 1) // heads
+        yield begin, length, met_by(case, first, last + 1, axis, tile.columns, box)
+
+
+def heads_in_a_tile(case: Case, tile: Tile) -> int:
+    """Those that share keys, a power of two of them, where a tile has more rows than there are queries."""
+    heads, group = 1, case.Hq // case.Hk
+    if case.Lq < tile.rows and not case.has_blocks and case.softcap == 0:
+        while group % (2 * heads) == 0 and 2 * heads <= WARPGROUP_ROWS:
+            heads *= 2
+    return heads
 
 
 def forward_bytes(case: Case) -> Bytes:
     """A box of q for each tile of queries, boxes of k and v for what it meets; o and lse once."""
     _, tile = built(case, hopper_tiles.FORWARD)
-    size, heads, n = case.itemsize, case.B * case.Hq, Bytes()
-    for begin, met in tiles_of(case, tile, 0):
-        n["q"] += heads * min(tile.rows, case.Lq - begin) * case.D * size
+    together = heads_in_a_tile(case, tile)
+    size, heads, n = case.itemsize, case.B * case.Hq // together, Bytes()
+    for begin, length, met in tiles_of(case, tile, 0, together):
+        n["q"] += heads * min(tile.rows, length - begin) * case.D * size
         n["k"] += heads * met.rows * case.D * size
         n["v"] += heads * met.rows * case.Dv * size
         n["lists"] += heads * met.list_reads * 4
-    n["o!"] = heads * case.Lq * case.Dv * size
-    n["lse!"] = heads * case.Lq * 4
+    n["o!"] = case.B * case.Hq * case.Lq * case.Dv * size
+    n["lse!"] = case.B * case.Hq * case.Lq * 4
     return n
+
+
+def pieces_bytes(case: Case) -> tuple[Bytes, Bytes]:
+    """Where keys come in pieces, all seen: the results of each, in float32, instead of o and lse; and their merging, in
+    which all lanes of a warp read each lse, after one of them that looks for the largest."""
+    pieces, rows = -(-case.Lk // PIECE), case.B * case.Hq * case.Lq
+    whole = forward_bytes(case)
+    n = Bytes({"k": whole["k"], "v": whole["v"], "q": whole["q"] * pieces})
+    n["workspace!"] = pieces * rows * (case.Dv + 1) * 4
+    merged = Bytes({"workspace": pieces * rows * (case.Dv + 1 + WARP) * 4, "o!": whole["o!"], "lse!": whole["lse!"]})
+    return n, merged
 
 
 def backward_bytes(case: Case) -> Bytes:
@@ -58,9 +82,9 @@ def backward_bytes(case: Case) -> Bytes:
     16 rows at a time. Lists are read by the thread that fetches rows and by who fetches facts, at first a warp."""
     head_dim, tile = built(case, hopper_tiles.BACKWARD)
     size, heads, group, n = case.itemsize, case.B * case.Hk, case.Hq // case.Hk, Bytes()
-    for begin, met in tiles_of(case, tile, 1):
-        n["k"] += heads * min(tile.rows, case.Lk - begin) * case.D * size
-        n["v"] += heads * min(tile.rows, case.Lk - begin) * case.Dv * size
+    for begin, length, met in tiles_of(case, tile, 1):
+        n["k"] += heads * min(tile.rows, length - begin) * case.D * size
+        n["v"] += heads * min(tile.rows, length - begin) * case.Dv * size
         n["q"] += heads * group * met.rows * case.D * size
         n["do"] += heads * group * met.rows * case.Dv * size
         n["workspace"] += heads * group * met.rows * FACTS_USED
@@ -89,6 +113,8 @@ CASES = [
     hopper("causal_blocks", Lq=300, Lk=300, Hq=1, block_size=(64, 128), causal=True),
     hopper("blocks_with_options", Lq=300, Lk=300, Hq=1, block_size=(128, 64), softcap=2.0),
     hopper("narrow_rows", D=48, Dv=32),
+    hopper("few_queries", B=2, Lq=3, Lk=700, Hq=12, Hk=1, causal=True),
+    hopper("few_queries_in_tiles", Lq=170, Lk=200, Hq=8, Hk=1, D=128, Dv=128, causal=True),
     hopper("dim_96", D=96, Dv=80, Lq=200, Lk=300, causal=True),
     hopper("dim_128", D=128, Dv=96, Lq=200, Lk=300, causal=True),
     hopper("dim_128_options", D=128, Dv=128, Lq=140, softcap=2.0),
@@ -111,6 +137,19 @@ def test_bytes(case: Case) -> None:
         kernels = ["backward_prepare_any", "backward_sm90", "backward_dq_sm80"]
         assert [*calls.launches] == ["forward_sm90", *kernels]
     whole_sectors(case, calls)
+
+
+@pytest.mark.parametrize("Lk", [1600, 3072, 3100])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_bytes_of_pieces(dim: int, Lk: int) -> None:
+    case = hopper("", B=2, Lq=5, Lk=Lk, Hq=4, Hk=1, D=dim, Dv=dim, causal=True)
+    calls = Calls(case)
+    for_pieces, for_all = pieces_bytes(case)
+    assert calls.bytes("forward_sm90") == for_pieces
+    assert calls.bytes("forward_pieces_sm90") == for_all
+    explained = calls.explained[0]
+    kernels = ["forward_sm90", "forward_pieces_sm90"]
+    assert (explained.bytes_read, explained.bytes_written) == calls.different_bytes(kernels)
 
 
 @pytest.mark.parametrize(

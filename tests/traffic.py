@@ -407,7 +407,8 @@ class Calls:
         kinds = {"uint8": "workspace", "int32": "lists"}
         found: dict[str, dict[str, Any]] = {}
         for buffer in self.launches[kernel]["buffers"]:
-            name = names.get(buffer["address"]) or kinds[buffer["name"].split()[-1]]
+            # Memory of the library's own was freed, so that an array may lie there since.
+            name = kinds.get(buffer["name"].split()[-1]) or names[buffer["address"]]
             before = found.setdefault(name, Counter())
             before.update({key: value for key, value in buffer.items() if isinstance(value, int)})
         return found
