@@ -63,7 +63,7 @@ cudaError_t launch(const void *stub, dim3 grid, dim3 block, void **arguments, si
   const auto action = [&] {
     Device &device = Device::get();
     if (!device.has_kernel(stub)) return cudaErrorInvalidDeviceFunction;
-    if (capability(current_device) < kLeastCapability) return cudaErrorNoKernelImageForDevice;
+    if (!device.runs_on(stub, capability(current_device))) return cudaErrorNoKernelImageForDevice;
     if (shared_bytes > device.allowed_shared_bytes(stub, current_device)) return cudaErrorInvalidValue;
     try {
       device.launch(stub, current_device, dimensions(grid), dimensions(block), shared_bytes,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -78,6 +79,16 @@ void Device::register_variable(void *image, const void *host, const std::string 
 bool Device::has_kernel(const void *stub) const {
   const std::lock_guard lock(mutex_);
   return kernels_.count(stub) != 0;
+}
+
+bool Device::runs_on(const void *stub, int capability) const {
+  const std::lock_guard lock(mutex_);
+  const std::string &ptx = kernels_.at(stub).image->ptx;
+  const size_t at = ptx.find(".target sm_");
+  if (at == std::string::npos) return false;
+  char *end;
+  const auto target = static_cast<int>(std::strtol(ptx.c_str() + at + std::strlen(".target sm_"), &end, 10));
+  return *end == 'a' ? capability == target : capability >= target;
 }
 
 std::string Device::name_of_kernel(const void *stub) const {

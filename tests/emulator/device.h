@@ -59,6 +59,8 @@ class Device {
   void register_kernel(void *image, const void *stub, const std::string &name);
   void register_variable(void *image, const void *host, const std::string &name);
   bool has_kernel(const void *stub) const;
+  // Whether the kernel's PTX is for such a device: for sm_80 and later ones, or for sm_90 alone if its target is sm_90a.
+  bool runs_on(const void *stub, int capability) const;
   std::string name_of_kernel(const void *stub) const;
   std::vector<std::string> kernels() const;
   // Throws std::out_of_range if there is none of this name.

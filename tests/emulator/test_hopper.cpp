@@ -78,6 +78,11 @@ void phases() {
   text += "mbarrier.arrive.shared.b64 _, [%r21], 2;" + ask() +
           "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r21], 3;";
   CHECK(answers(text + ask()) == (kFirst | kFirst << 2 | kSecond << 4 | kFirst << 6));
+  // Asking is not waiting, however often.
+  text = init(1);
+  for (int k = 0; k < 12; ++k) text += ask();
+  CHECK(run_block("mov.b32 %r0, 0;" + text, 1).clean());
+  asked = 0;
   // Bytes: expected with an arrival, alone, or after they have come.
   text = init(1) + "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r21], 48;" + ask();
   text += "mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [%r21], 16;" + ask();
