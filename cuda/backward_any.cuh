@@ -36,6 +36,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) backward_prepare_any(const _
 #pragma unroll 1
       for (int64_t c = i * params.dq_sums.columns + lane; c < end * params.dq_sums.columns; c += kWarp) head[c] = 0;
     }
+    if (params.dq_turns.done != nullptr && i % params.dq_turns.queries == 0 && lane == 0)
+      params.dq_turns.done[index / x.Lq * params.dq_turns.of_head(x.Lq) + i / params.dq_turns.queries] = 0;
     float lse = -infinity();
     if (i < clamp(read_or(x.q_lens, b, x.Lq), 0, x.Lq))
       lse =

@@ -10,8 +10,8 @@
 //
 // s and dp are transposed, so that p and ds feed the products of dv and dk from registers; only dq, whose sum goes over
 // the keys of all warpgroups, takes ds from shared memory. dq's sums have the order of backward_sm80.cuh, and its kernel
-// rounds them to rows. Blocks of threads add to dq in the order in which they come. Launched by src/cuda_calls.cpp
-// through instances.def.
+// rounds them to rows. Blocks of threads add to dq in the order in which they come or, for the same bits on every run, of
+// their keys. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
 #include "gradient.cuh"
 #include "warpgroup.cuh"
@@ -105,17 +105,39 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
   if (warpgroup < 0) {
     keep_registers<kTile.loading_registers()>();
     if (warp == 1) {
-      float *const sums = params.gradient.dq_sums.data;
+      const GradientParams &gradient = params.gradient;
+      const Task task = task_of<Side::kKeys>(tiles, blockIdx.x);
+      const Sequence sequence = sequence_of(x, task.b);
+      // Blocks with keys before these that add to the same tile of queries, all of which must have: they started earlier.
+      const auto before = [&](int64_t first_query) {
+        const Interval queries = {first_query, smaller(first_query + B::kQueries, sequence.q_len)};
+        return static_cast<int>(task.begin / tiles.step - keys_of_any(x.window, sequence, queries).begin / tiles.step);
+      };
       for (;;) {
         arrive_threads(kDqFree, kDqThreads);
         sync_threads(kDqFull, kDqThreads);
         const typename B::QueryStep &step = block.dq_step();
         if (step.count == 0) break;
+        const bool takes_turns = params.dq_turns.done != nullptr;
+        int *const turn =
+            params.dq_turns.done + step.head * params.dq_turns.of_head(x.Lq) + step.first[0] / B::kQueries;
+        const int own_turn = takes_turns ? before(step.first[0]) : 0;
+        if (takes_turns) {
+          while (load_acquire(turn) != own_turn) {
+          }
+          fence_global_for_async();
+        }
         if (lane < B::kQueries / kGranule && step.first[lane] >= 0)
-          add_bytes(sums + (int64_t{step.head} * params.gradient.dq_sums.rows + step.first[lane]) * kHeadDim,
+          add_bytes(gradient.dq_sums.data + (int64_t{step.head} * gradient.dq_sums.rows + step.first[lane]) * kHeadDim,
                     block.dq(lane), B::kGranuleBytes);
         commit_stores();
         wait_for_stores_to_read();
+        if (takes_turns) {
+          wait_for_stores();
+          fence_global_for_async();
+          __syncwarp();
+          if (lane == 0) store_release(turn, own_turn + 1);
+        }
       }
       wait_for_stores();
       return;

@@ -110,13 +110,21 @@ struct DqSums {
   int64_t rows, columns;  // of a head: Lq and the kernel's head dim, Lq rounded up to whole granules
 };
 
+// Where blocks of threads add to dq in the order of their keys: for each head, for each tile of queries, how many have.
+struct DqTurns {
+  int *done;        // NULL: in the order in which they come
+  int64_t queries;  // of a tile
+  FLASH_INLINE int64_t of_head(int Lq) const { return ceil_div(Lq, queries); }
+};
+
 struct PrepareParams {
   Attention attention;
   Rows dout, o;
   LseView lse, dlse;  // dlse may be absent
   QueryFacts facts;
-  DqSums dq_sums;  // to be set to 0, where there are any
-  int64_t tasks;   // queries of all heads
+  DqSums dq_sums;    // to be set to 0, where there are any
+  DqTurns dq_turns;  // the same
+  int64_t tasks;     // queries of all heads
 };
 
 // What is not wanted is absent.
@@ -133,8 +141,9 @@ struct GradientParams {
 struct GradientSm90Params {
   GradientParams gradient;
   TensorMap q, k, v, dout, dk, dv;  // boxes of box_queries; of a tile's keys; of the 64 keys of a warpgroup
-  int box_queries;                  // divides the queries of a tile and the blocks of the mask
-  bool has_dk_map, has_dv_map;      // else their rows are stored one by one
+  DqTurns dq_turns;
+  int box_queries;              // divides the queries of a tile and the blocks of the mask
+  bool has_dk_map, has_dv_map;  // else their rows are stored one by one
 };
 
 struct DqParams {

@@ -86,9 +86,10 @@ void start_forward_sm90(const KernelLaunch &launch, const Problem &x, const Forw
 }
 
 void start_backward_sm90(const KernelLaunch &launch, const Problem &x, const GradientParams &gradient,
-                         const BackwardArguments &arguments, void *stream) {
+                         const DqTurns &dq_turns, const BackwardArguments &arguments, void *stream) {
   GradientSm90Params params{};
   params.gradient = gradient;
+  params.dq_turns = dq_turns;
   params.box_queries = cuda_box_queries(x, launch.has_options, launch.head_dim);
   const TensorShape of_q = {x.D, x.Lq, x.Hq, x.B}, of_dout = {x.Dv, x.Lq, x.Hq, x.B}, of_k = {x.D, x.Lk, x.Hk, x.B},
                     of_v = {x.Dv, x.Lk, x.Hk, x.B};
@@ -142,6 +143,7 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
   prepare.lse = x.lse, prepare.dlse = x.dlse;
   prepare.facts = facts;
   prepare.dq_sums = memory.dq_sums;
+  prepare.dq_turns = memory.dq_turns;
   prepare.tasks = problem.B * problem.Hq * problem.Lq;
 
   GradientParams gradients{};
@@ -172,7 +174,7 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
         break;
       case Operation::backward_sm90:
         gradients.tiles = cuda_key_tiles(problem, launch.tile_rows);
-        start_backward_sm90(launch, problem, gradients, x, stream);
+        start_backward_sm90(launch, problem, gradients, memory.dq_turns, x, stream);
         break;
       case Operation::backward_keys_any:
       case Operation::backward_keys_sm80:

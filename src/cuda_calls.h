@@ -18,6 +18,7 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
 struct CudaBackwardMemory {
   float *delta, *lse2, *lse2_low;  // (B, Hq, Lq) each
   DqSums dq_sums;                  // absent where dq is not summed in memory
+  DqTurns dq_turns;                // absent where that needs no order
   float *bias_partial;             // NULL if dbias needs none
   int64_t bias_partial_count;      // floats
   size_t bytes;

@@ -160,9 +160,7 @@ struct Choice {
 };
 
 // Whether dq can be summed with dk and dv in one pass.
-bool wants_one_pass(const Problem &problem, uint32_t wanted) {
-  return (wanted & FLASH_DQ) != 0 && (wanted & (FLASH_DK | FLASH_DV)) != 0 && !problem.deterministic;
-}
+bool wants_one_pass(uint32_t wanted) { return (wanted & FLASH_DQ) != 0 && (wanted & (FLASH_DK | FLASH_DV)) != 0; }
 
 // Why Hopper's own kernels don't take a problem of 16-bit numbers; NULL if they do.
 const char *hopper_limit(const Problem &x, uint32_t wanted, const CudaDevice &device) {
@@ -170,9 +168,10 @@ const char *hopper_limit(const Problem &x, uint32_t wanted, const CudaDevice &de
   constexpr int64_t kLeastBlock = 64;
   if (device.compute_capability != 90 || device.shared_bytes < most_shared_bytes(Memory::kHopper))
     return "the kernels for tensor cores newer than those of 8.0 are for compute capability 9.0";
-  if (wanted != 0 && (!wants_one_pass(x, wanted) || built_backward_hopper_head_dim(x.D, x.Dv) == 0))
-    return "Hopper's backward takes head dimensions to 128, asks for dq together with dk or dv, and isn't "
-           "deterministic";
+  if (wanted != 0 && (!wants_one_pass(wanted) || built_backward_hopper_head_dim(x.D, x.Dv) == 0))
+    return "Hopper's backward takes head dimensions to 128, and dq together with dk or dv";
+  if (wanted != 0 && x.deterministic && x.blocks.block_q != 0)
+    return "Hopper's backward isn't deterministic with a block mask";
   if (x.blocks.block_q != 0 && smaller(x.blocks.block_q, x.blocks.block_k) < kLeastBlock)
     return "Hopper's kernels take block masks with blocks of 64 and more";
   if (!takes_map(x.q, x.dtype, {x.D, x.Lq, x.Hq, x.B}) || !takes_map(x.k, x.dtype, {x.D, x.Lk, x.Hk, x.B}) ||
@@ -184,7 +183,7 @@ const char *hopper_limit(const Problem &x, uint32_t wanted, const CudaDevice &de
 // takes_dout: whether do can be copied by boxes.
 Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device, bool takes_dout = true) {
   const bool is_forward = wanted == 0, has_options = has_score_options(problem);
-  const bool is_one_pass = wants_one_pass(problem, wanted);
+  const bool is_one_pass = wants_one_pass(wanted) && !problem.deterministic;
   const auto has = [&](Memory memory) { return device.shared_bytes >= most_shared_bytes(memory); };
   const int tensor_dim = built_tensor_head_dim(problem.D, problem.Dv);
   if (size_bytes(problem.dtype) == 2 && tensor_dim != 0) {
@@ -233,6 +232,12 @@ CudaBackwardMemory place_cuda_backward(char *base, const Problem &problem, uint3
     memory.dq_sums = {nullptr, round_up(problem.Lq, kGranule), choice.head_dim};
     memory.dq_sums.data =
         take(base, &memory.bytes, problem.B * problem.Hq * memory.dq_sums.rows * memory.dq_sums.columns);
+  }
+  if (choice.family == Family::kSm90 && problem.deterministic) {
+    memory.dq_turns.queries = choice.columns;
+    const int64_t turns = problem.B * problem.Hq * memory.dq_turns.of_head(static_cast<int>(problem.Lq));
+    static_assert(sizeof(int) == sizeof(float));
+    memory.dq_turns.done = reinterpret_cast<int *>(take(base, &memory.bytes, turns));
   }
   if (wanted & FLASH_DBIAS) {
     // The gradient's strides are not known to a query for the workspace's size; the bias's own are.

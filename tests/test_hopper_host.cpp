@@ -212,7 +212,13 @@ void test_plan() {
   // What Hopper's kernels don't take.
   CHECK(kernel(x, FLASH_DQ) == "backward_deterministic_sm80" && kernel(x, FLASH_DQ | FLASH_DV) == "backward_sm90");
   x.deterministic = true;
-  CHECK(kernel(x) == "forward_sm90" && kernel(x, kAll) == "backward_deterministic_sm80");
+  CHECK(kernel(x) == "forward_sm90" && kernel(x, kAll) == "backward_sm90");
+  // A number for each tile of 128 queries of 16 heads beside what it needs otherwise.
+  CHECK(place_cuda_backward(nullptr, x, kAll, kLarge).bytes == bytes(unaligned) + 64);
+  CHECK(cuda_launches(x, kAll, kLarge, x.bias, 0, false).list[1].operation == Operation::backward_keys_sm80);
+  Problem with_blocks = x;
+  with_blocks.blocks.block_q = with_blocks.blocks.block_k = 128;
+  CHECK(kernel(with_blocks, kAll) == "backward_deterministic_sm80");
   const CudaDevice blackwell{"newer", 100, 148, 227 * 1024, int64_t{180} << 30};
   CHECK(std::string(plan_cuda(x, 0, blackwell).kernel) == "forward_sm80" &&
         plan_cuda(x, 0, blackwell).limit != nullptr);

@@ -65,6 +65,19 @@ FLASH_INSTRUCTION bool barrier_try_wait(uint32_t barrier, uint32_t parity) {
 // What this thread wrote to shared memory becomes visible to copies and matrix products.
 FLASH_INSTRUCTION void fence_shared_for_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// The same for global memory, for what others wrote as well.
+FLASH_INSTRUCTION void fence_global_for_async() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
+// What one block of threads tells another: who sees the value sees what came before it.
+FLASH_INSTRUCTION int load_acquire(const int *from) {
+  int x;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(__cvta_generic_to_global(from)) : "memory");
+  return x;
+}
+FLASH_INSTRUCTION void store_release(int *to, int x) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(x) : "memory");
+}
+
 // ---- Copies of boxes (TMA): one thread starts them, zeros stand for what lies outside of the tensor ------------------
 
 FLASH_INSTRUCTION void prefetch_map(const TensorMap *map) {
@@ -95,9 +108,10 @@ FLASH_INSTRUCTION void load_rows_of_heads(uint32_t to, const TensorMap *map, uin
 }
 FLASH_INSTRUCTION void store_rows_of_heads(const TensorMap *map, uint32_t from, int column, int row, int group,
                                            int batch) {
-  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
-               "r"(from), "r"(column), "r"(0), "r"(row), "r"(group), "r"(batch)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
+      "r"(from), "r"(column), "r"(0), "r"(row), "r"(group), "r"(batch)
+      : "memory");
 }
 // Adds `bytes` of float32 numbers, a multiple of 16, to those in global memory.
 FLASH_INSTRUCTION void add_bytes(float *to, uint32_t from, int bytes) {
@@ -211,6 +225,9 @@ void barrier_arrive(uint32_t barrier);
 void barrier_arrive_expecting(uint32_t barrier, int bytes);
 bool barrier_try_wait(uint32_t barrier, uint32_t parity);
 void fence_shared_for_async();
+void fence_global_for_async();
+int load_acquire(const int *from);
+void store_release(int *to, int x);
 void prefetch_map(const TensorMap *map);
 void load_box(uint32_t to, const TensorMap *map, uint32_t barrier, int column, int row, int head, int batch);
 void store_box(const TensorMap *map, uint32_t from, int column, int row, int head, int batch);
