@@ -31,6 +31,20 @@ def test_repeats(backend, dtype):
             assert_same_bits(run_on(backend, problem, deterministic=True), wanted)
 
 
+@pytest.mark.in_turn("dtype")
+@pytest.mark.parametrize("options", [(), ("causal",), ("window", "kv_lens")], ids="-".join)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sums_over_many_tiles(backend, dtype, options):
+    """Three tiles of keys add to the same dq at the least: of two, the order makes no difference."""
+    problem = Case(Shape((), 20, 420, 1, 1, 16, 16), dtype, options).make()
+    for device in backend.devices():
+        with device:
+            wanted = run_on(backend, problem, deterministic=True)
+            for order in backend.orders():
+                with order:
+                    assert_same_bits(run_on(backend, problem, deterministic=True), wanted)
+
+
 @pytest.mark.parametrize("options", [(), ("bias", "sinks"), ("block_mask_of_heads", "causal", "bias_of_keys")], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads(dtype, options):
