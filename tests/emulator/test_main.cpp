@@ -16,7 +16,8 @@ void check(bool ok, const char *file, int line, const std::string &what) {
 
 int main() {
   for (auto test : {testing::test_instructions, testing::test_memory, testing::test_warps, testing::test_races,
-                    testing::test_kernels, testing::test_hopper, testing::test_hopper_kernel, testing::test_faults}) {
+                    testing::test_kernels, testing::test_hopper, testing::test_wgmma, testing::test_hopper_kernel,
+                    testing::test_faults}) {
     try {
       test();
     } catch (const std::exception &error) {

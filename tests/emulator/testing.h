@@ -21,6 +21,7 @@ void test_warps();
 void test_races();
 void test_kernels();
 void test_hopper();
+void test_wgmma();
 void test_hopper_kernel();
 void test_faults();
 
