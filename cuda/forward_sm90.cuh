@@ -16,8 +16,8 @@
 // share a tile, and keys are split into pieces, whose results another kernel merges: pieces of a size that depends on no
 // other row, so that neither do the bits. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
+#include "forward_loads.cuh"
 #include "softmax.cuh"
-#include "warpgroup.cuh"
 
 namespace flash {
 
@@ -26,29 +26,18 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     forward_sm90(const __grid_constant__ ForwardSm90Params params) {
   constexpr WarpgroupTile kTile = forward_sm90_tile(kHeadDim, kOptions);
   constexpr int kWarpgroups = kTile.warpgroups(), kColumns = kTile.columns;
-  using QTile = PanelTile<kTile.rows, kHeadDim>;
-  using KeyTile = PanelTile<kColumns, kHeadDim>;
-  using KeyTurn = Turn<kForwardStages>;
-  using KeyStep = Step<kColumns>;
-  static_assert(sizeof(KeyStep) <= kStepBytes);
-
-  char *const shared = panel_memory();
-  const uint32_t start = shared_address(shared);
-  const QTile q_tile = {start};
-  const auto k_tile = [&](KeyTurn turn) {
-    return KeyTile{start + QTile::kBytes + static_cast<uint32_t>(turn.stage() * KeyTile::kBytes)};
-  };
-  const auto v_tile = [&](KeyTurn turn) {
-    return KeyTile{start + QTile::kBytes + static_cast<uint32_t>((kForwardStages + turn.stage()) * KeyTile::kBytes)};
-  };
-  constexpr int kTileBytes = QTile::kBytes + 2 * kForwardStages * KeyTile::kBytes;
-  KeyStep *const steps = reinterpret_cast<KeyStep *>(shared + kTileBytes);
-  const Ring<1> q_ring = {start + kTileBytes + kForwardStages * kStepBytes};
-  const Ring<kForwardStages> k_ring = {q_ring.address + Ring<1>::kBytes},
-                             v_ring = {k_ring.address + Ring<kForwardStages>::kBytes};
+  using Shared = ForwardMemory<kTile.rows, kColumns, kHeadDim, 2>;
+  using QTile = typename Shared::QTile;
+  using KeyTurn = typename Shared::KeyTurn;
+  static_assert(sizeof(typename Shared::KeyStep) <= kStepBytes);
+  const Shared shared(panel_memory(), 0, kStepBytes);
+  const QTile q_tile = shared.q();
+  const auto &q_ring = shared.q_ring;
+  const auto &k_ring = shared.k_ring, &v_ring = shared.v_ring;
 
   const Attention &x = params.forward.attention;
-  const Tiles &tiles = params.forward.tiles;
+  const ForwardTasks tasks = {params};
+  const int log2_heads = params.log2_heads;
   const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kWarpgroup) - 1;  // -1 loads
   if (threadIdx.x == 0) {
     q_ring.init(1, kWarpgroups);
@@ -58,70 +47,9 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
   }
   __syncthreads();
 
-  // Rows of a tile are several heads of a query in turn. A task is a tile, and which piece of the keys it meets.
-  const int log2_heads = params.log2_heads, rows_of_head = x.Lq << log2_heads;
-  const int64_t tasks = tiles.tasks * params.pieces.count;
-  const auto task_at = [&](int64_t index) {
-    return task_of_heads(tiles, params.heads_together, index / params.pieces.count);
-  };
-  const auto piece_at = [&](int64_t index) { return index % params.pieces.count; };
-  const auto end_of = [&](const Task &task) {  // of the rows
-    const int left = rows_of_head - task.begin;
-    return task.begin + (left < tiles.step ? left : tiles.step);
-  };
-
   if (warpgroup < 0) {
     keep_registers<kTile.loading_registers()>();
-    if (threadIdx.x != 0) return;
-    prefetch_map(&params.q);
-    prefetch_map(&params.k);
-    prefetch_map(&params.v);
-    Turn<1> q_turn;
-    KeyTurn k_turn, v_turn;
-    for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tasks; ++round) {
-      const Task task = task_at(index);
-      const Sequence sequence = sequence_of(x, task.b);
-      const int first_query = task.begin >> log2_heads, last_query = (end_of(task) - 1) >> log2_heads;
-      const Interval queries = {first_query, smaller(last_query + 1, sequence.q_len)};
-      const int first_head = task.head << log2_heads, kv_head = first_head / (x.Hq / x.Hk);
-      const auto batch = static_cast<int>(task.b);
-      Interval keys = keys_of_any(x.window, sequence, queries);
-      if (params.pieces.count > 1) {
-        const int64_t begin = piece_at(index) * params.pieces.keys;
-        keys = intersection(keys, {begin, begin + params.pieces.keys});
-      }
-      Walk walk(x.by_row, task.b, first_head, first_query, keys, kColumns, params.box_keys);
-
-      q_ring.wait_free(q_turn);
-      barrier_arrive_expecting(q_ring.full(q_turn), QTile::kBytes);
-#pragma unroll 1
-      for (int panel = 0; panel < QTile::kPanels; ++panel)
-        load_rows_of_heads(q_tile.at(0, 8 * panel), &params.q, q_ring.full(q_turn), panel * kPanel, first_query,
-                           task.head, batch);
-      q_turn.advance();
-
-      const auto load_keys = [&](KeyTile to, const TensorMap *map, uint32_t barrier, const KeyStep &step) {
-        load_boxes(to, map, barrier, step, params.box_keys, x.Lk, kv_head, batch);
-      };
-      KeyTurn last;  // of the step before
-      for (bool is_first = true, has_keys = true; has_keys; is_first = false) {
-        KeyStep &step = steps[k_turn.stage()];
-        k_ring.wait_free(k_turn);
-        has_keys = step.take(walk, params.box_keys, static_cast<int>(sequence.kv_len));
-        const KeyTurn turn = k_turn;
-        k_turn.advance();
-        if (has_keys)
-          load_keys(k_tile(turn), &params.k, k_ring.full(turn), step);
-        else
-          barrier_arrive(k_ring.full(turn));
-        if (!is_first) {
-          v_ring.wait_free(v_turn);
-          load_keys(v_tile(v_turn), &params.v, v_ring.full(v_turn), steps[last.stage()]);
-          v_turn.advance();
-        }
-        last = turn;
-      }
-    }
+    if (threadIdx.x == 0) load_forward(params, shared, [](auto...) {});
     return;
   }
 
@@ -141,12 +69,12 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
 
   // ptxas would move the exponentials behind the wait for p v, to where their results are needed, and leave the tensor
   // cores alone with it. It doesn't move them past a store that needs their sum.
-  const uint32_t anchor = v_ring.address + Ring<kForwardStages>::kBytes + 4 * (threadIdx.x - kWarpgroup);
+  const uint32_t anchor = shared.end() + 4 * (threadIdx.x - kWarpgroup);
 
   Turn<1> q_turn;
   KeyTurn k_turn, v_turn;
-  for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tasks; ++round) {
-    const Task task = task_at(index);
+  for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tasks.count(); ++round) {
+    const Task task = tasks.at(index);
     const int first_head = task.head << log2_heads;
     const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, first_head);
     const Band band = band_of(x.window, head.sequence);
@@ -156,11 +84,11 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     float o[2][kHeadDim / 4] = {};
     float s[2][kScores];
     WeightsInRegisters<2, kScores> p;
-    const auto start_scores = [&] { multiply_tiles<T, kHeadDim>(s, q_tile, first_row, k_tile(k_turn)); };
-    const auto start_o = [&] { add_weighted_rows<T, kHeadDim, kColumns>(o, p, v_tile(v_turn)); };
+    const auto start_scores = [&] { multiply_tiles<T, kHeadDim>(s, q_tile, first_row, shared.k(k_turn)); };
+    const auto start_o = [&] { add_weighted_rows<T, kHeadDim, kColumns>(o, p, shared.v(v_turn)); };
     // What is left to do with scores that are there, up to the exponentials; gives the tile of keys back.
     const auto finish_scores = [&](float (&alpha)[2]) {
-      const KeyStep &step = steps[k_turn.stage()];
+      const auto &step = shared.steps[k_turn.stage()];
       const int begin = task.begin + first_row;
       const bool sees_all =
           all_see_all(band, begin >> log2_heads, (begin + kWarpgroupRows - 1) >> log2_heads, step.least, step.most);
@@ -181,7 +109,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
 
     q_ring.wait_full(q_turn);
     k_ring.wait_full(k_turn);
-    int count = uniform(steps[k_turn.stage()].count);
+    int count = uniform(shared.steps[k_turn.stage()].count);
     if (count > 0) {
       wait_for_turn();
       begin_products();
@@ -194,7 +122,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
       finish_scores(alpha);
       p = packed<T>(s);
       k_ring.wait_full(k_turn);
-      for (int next; (next = uniform(steps[k_turn.stage()].count)) > 0; count = next) {
+      for (int next; (next = uniform(shared.steps[k_turn.stage()].count)) > 0; count = next) {
         wait_for_turn();
         begin_products();
         start_scores();
@@ -221,7 +149,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
       }
       v_ring.wait_full(v_turn);
       if (count < kColumns && head.sequence.kv_len < x.Lk) {  // v may have anything there, even NaN: 0 times it counts
-        clear_rows(v_tile(v_turn), count, static_cast<int>(threadIdx.x) - kWarpgroup, kWarpgroups * kWarpgroup);
+        clear_rows(shared.v(v_turn), count, static_cast<int>(threadIdx.x) - kWarpgroup, kWarpgroups * kWarpgroup);
         fence_shared_for_async();
         sync_threads(kComputeBarrier, kWarpgroups * kWarpgroup);
       }
@@ -240,17 +168,17 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
       return first_head + ((task.begin + row_of_thread + 8 * a) & ((1 << log2_heads) - 1));
     };
     const auto finish = [&](const LseView &lse, auto sink, float (&scale)[2]) {
-      const int end = ((end_of(task) - 1) >> log2_heads) + 1;
+      const int end = ((tasks.end_of(task) - 1) >> log2_heads) + 1;
       finish_rows(x, lse, sums, task.b, head_of_row, head.sequence.q_len, end, query_of, sink, scale);
       scale_rows(o, scale);
     };
     float scale[2];
     if (params.pieces.count > 1) {  // without the sink, which is in no piece
-      const int64_t of_all = piece_at(index) * x.B * x.Hq * x.Lq;
+      const int64_t of_all = tasks.piece(index) * x.B * x.Hq * x.Lq;
       finish({params.pieces.lse + of_all, int64_t{x.Hq} * x.Lq, x.Lq, 1}, [](int) { return -infinity(); }, scale);
 #pragma unroll
       for (int a = 0; a < 2; ++a) {
-        if (task.begin + row_of_thread + 8 * a >= end_of(task)) continue;
+        if (task.begin + row_of_thread + 8 * a >= tasks.end_of(task)) continue;
         float *const row = params.pieces.o + (of_all + (task.b * x.Hq + head_of_row(a)) * x.Lq + query_of(a)) * x.Dv;
 #pragma unroll
         for (int c = 0; c < kHeadDim / 4; ++c) {
@@ -269,7 +197,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
     const auto batch = static_cast<int>(task.b);
     if (params.has_o_map) {
-      if (thread == 0 && task.begin + first_row < end_of(task)) {
+      if (thread == 0 && task.begin + first_row < tasks.end_of(task)) {
 #pragma unroll 1
         for (int panel = 0; panel < QTile::kPanels; ++panel)
           store_rows_of_heads(&params.o, q_tile.at(first_row, 8 * panel), panel * kPanel,
@@ -284,7 +212,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
                                               [&](int row) {
                                                 const int at = task.begin + row;
                                                 const bool is_of_head = (at & ((1 << log2_heads) - 1)) == n;
-                                                return is_of_head && at < end_of(task) ? at >> log2_heads : -1;
+                                                return is_of_head && at < tasks.end_of(task) ? at >> log2_heads : -1;
                                               });
       sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
     }

@@ -1,14 +1,14 @@
 // Online softmax (FlashAttention, Algorithm 1) of the rows of a tile, in units of log2: p = 2^(log2_scale * s - m).
 //
 // A row's scores are spread over kAcross neighbouring lanes. The maximum is theirs together; the sum stays each lane's
-// own until the end.
+// own until the end. Where p is to be rounded to a type of small range, 2^kShift p takes its place, also in the sum.
 #pragma once
 #include "reduce.cuh"
 #include "score.cuh"
 
 namespace flash {
 
-template <int kRows, int kAcross>
+template <int kRows, int kAcross, int kShift = 0>
 struct RowSums {
   float max[kRows];  // log2 units
   float sum[kRows];  // of this lane's columns
@@ -31,10 +31,11 @@ struct RowSums {
       const float base = now == -infinity() ? 0 : now;  // a row that has seen nothing yet: -inf - -inf would be NaN
       alpha[a] = exp2_approximate(max[a] - base);
       max[a] = now;
+      const float exponent = shifted(-base);
       float total = 0;
 #pragma unroll
       for (int b = 0; b < kColumns; ++b) {
-        s[a][b] = exp2_approximate(fmaf(s[a][b], log2_scale, -base));
+        s[a][b] = exp2_approximate(fmaf(s[a][b], log2_scale, exponent));
         total += s[a][b];
       }
       sum[a] = fmaf(sum[a], alpha[a], total);
@@ -47,14 +48,19 @@ struct RowSums {
     sum[a] = sum_of_lanes<kAcross>(sum[a]);
     const float now = fmaxf(max[a], sink), base = now == -infinity() ? 0 : now;
     const float factor = exp2_approximate(max[a] - base);
-    sum[a] = fmaf(sum[a], factor, exp2_approximate(sink - base));
+    sum[a] = fmaf(sum[a], factor, exp2_approximate(shifted(sink - base)));
     max[a] = now;
     return factor;
   }
 
   __device__ __forceinline__ float lse(int a) const {
-    return sum[a] == 0 ? -infinity() : fmaf(max[a], kLn2, logf(sum[a]));
+    return sum[a] == 0 ? -infinity() : fmaf(max[a], kLn2, logf(unshifted(sum[a])));
   }
+
+ private:
+  // By selection: x + 0 is an addition, since it changes -0.
+  static __device__ __forceinline__ float shifted(float exponent) { return kShift == 0 ? exponent : exponent + kShift; }
+  static __device__ __forceinline__ float unshifted(float x) { return kShift == 0 ? x : x * (1.0f / (1 << kShift)); }
 };
 
 // The sink of a head in units of log2, -inf = none.
@@ -65,10 +71,10 @@ __device__ __forceinline__ float sink_of(const Attention &x, int h) {
 // The end of a tile's rows: their lse, and in scale[a] what O's row a must be multiplied with to become o; 0 for nothing.
 // Row a is query query_of(a) of head head_of(a), with sink sink_of(a). Queries of the tile end at `end`, real ones at
 // q_len.
-template <int kRows, class HeadOf, class QueryOf, class SinkOf>
-__device__ __forceinline__ void finish_rows(const Attention &x, const LseView &lse, RowSums<kRows, 4> &sums, int64_t b,
-                                            HeadOf head_of, int64_t q_len, int end, QueryOf query_of, SinkOf sink_of,
-                                            float (&scale)[kRows]) {
+template <int kRows, int kShift, class HeadOf, class QueryOf, class SinkOf>
+__device__ __forceinline__ void finish_rows(const Attention &x, const LseView &lse, RowSums<kRows, 4, kShift> &sums,
+                                            int64_t b, HeadOf head_of, int64_t q_len, int end, QueryOf query_of,
+                                            SinkOf sink_of, float (&scale)[kRows]) {
 #pragma unroll
   for (int a = 0; a < kRows; ++a) {
     const float factor = sums.finish(a, sink_of(a));

@@ -18,25 +18,28 @@ __device__ __forceinline__ char *panel_memory() {
 char *panel_memory();
 #endif
 
-// kRows rows of kHeadDim numbers, which stand for D or Dv of them and zeros.
-template <int kRows_, int kHeadDim>
+// kRows rows of kHeadDim numbers, of 2 bytes or of 1, which stand for D or Dv of them and zeros.
+template <int kRows_, int kHeadDim, int kNumberBytes = 2>
 struct PanelTile {
-  static constexpr int kRows = kRows_, kUnits = kHeadDim / kUnit, kPanels = panels_of(kHeadDim),
-                       kPanelBytes = kRows * kPanelRowBytes, kBytes = kPanels * kPanelBytes;
+  static constexpr int kRows = kRows_, kUnits = kHeadDim * kNumberBytes / 16,
+                       kPanelNumbers = kPanelRowBytes / kNumberBytes,
+                       kPanels = (kHeadDim + kPanelNumbers - 1) / kPanelNumbers, kPanelBytes = kRows * kPanelRowBytes,
+                       kBytes = kPanels * kPanelBytes;
   static_assert(kPanelBytes % kPanelAlignment == 0, "rows come in eights");
   uint32_t address;
 
   __device__ __forceinline__ uint32_t at(int row, int unit) const {
     return address + static_cast<uint32_t>(panel_offset_bytes(row, unit, kRows));
   }
-  // Numbers 16 depth to 16 depth + 15 of the rows from first_row on, to be added up.
+  // Bytes 32 depth to 32 depth + 31 of the rows from first_row on, to be added up.
   __device__ __forceinline__ uint64_t along_rows(int first_row, int depth) const {
     return matrix_descriptor(
-        address + static_cast<uint32_t>(first_row * kPanelRowBytes + depth / 4 * kPanelBytes + depth % 4 * 32), 0,
-        8 * kPanelRowBytes);
+        address + static_cast<uint32_t>(first_row * kPanelRowBytes + depth / 4 * kPanelBytes + depth % 4 * kDepthBytes),
+        0, 8 * kPanelRowBytes);
   }
   // Rows 16 depth to 16 depth + 15, to be added up, of the columns from `column` on: whole panels, or a part of one.
   __device__ __forceinline__ uint64_t along_columns(int depth, int column = 0) const {
+    static_assert(kNumberBytes == 2, "8-bit operands lie along rows");
     return matrix_descriptor(address + static_cast<uint32_t>(depth * kMmaDepth * kPanelRowBytes +
                                                              column / kPanel * kPanelBytes + column % kPanel * 2),
                              kPanelBytes, 8 * kPanelRowBytes);
@@ -46,11 +49,12 @@ struct PanelTile {
 // Products, under way when these return.
 //
 // sum = rows of `left` from first_row on times rows of `right`.
-template <class T, int kHeadDim, int kLeftRows, int kColumns>
-__device__ __forceinline__ void multiply_tiles(float (&sum)[2][kColumns / 4], PanelTile<kLeftRows, kHeadDim> left,
-                                               int first_row, PanelTile<kColumns, kHeadDim> right) {
+template <class T, int kHeadDim, int kLeftRows, int kColumns, int kNumberBytes>
+__device__ __forceinline__ void multiply_tiles(float (&sum)[2][kColumns / 4],
+                                               PanelTile<kLeftRows, kHeadDim, kNumberBytes> left, int first_row,
+                                               PanelTile<kColumns, kHeadDim, kNumberBytes> right) {
 #pragma unroll
-  for (int d = 0; d < kHeadDim / kMmaDepth; ++d)
+  for (int d = 0; d < kHeadDim * kNumberBytes / kDepthBytes; ++d)
     multiply_shared<Along::kRows, Along::kRows>(T{}, sum, left.along_rows(first_row, d), right.along_rows(0, d), d > 0);
 }
 // sum += weights times rows of `right`, one for each column of the weights.
@@ -62,6 +66,60 @@ __device__ __forceinline__ void add_weighted_rows(float (&sum)[2][kHeadDim / 4],
   for (int k = 0; k < kColumns / kMmaDepth; ++k)
     multiply_registers<Along::kColumns>(T{}, sum, weights.a[0][k], right.along_columns(k), true);
 }
+
+// Results of one product, rounded to e4m3, as weights of the next: [columns / 32], the columns in packed_column's order.
+template <int kColumns>
+struct BytesInRegisters {
+  uint32_t a[kColumns / 8][4];
+};
+template <int kColumns>
+__device__ __forceinline__ BytesInRegisters<kColumns> packed_e4m3(const float (&x)[2][kColumns]) {
+  BytesInRegisters<kColumns> result;
+#pragma unroll
+  for (int k = 0; k < kColumns / 8; ++k)
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float *four = x[n % 2] + 8 * k + n / 2 * 4;
+      result.a[k][n] = pack_e4m3(four[0], four[1], four[2], four[3]);
+    }
+  return result;
+}
+// sum += weights times the columns of `right`, whose numbers lie in packed_column's order.
+template <int kHeadDim, int kColumns>
+__device__ __forceinline__ void add_weighted_columns(float (&sum)[2][kHeadDim / 4],
+                                                     const BytesInRegisters<kColumns / 4> &weights,
+                                                     PanelTile<kHeadDim, kColumns, 1> right) {
+#pragma unroll
+  for (int k = 0; k < kColumns / kDepthBytes; ++k)
+    multiply_registers<Along::kRows>(Float8{}, sum, weights.a[k], right.along_rows(0, k), true);
+}
+
+// Rows of `from` become columns of `to`, in packed_column's order: the part of warp number `warp` of kWarps.
+template <int kWarps, int kRows, int kHeadDim>
+__device__ __forceinline__ void transpose_tile(PanelTile<kRows, kHeadDim, 1> from, PanelTile<kHeadDim, kRows, 1> to,
+                                               int warp) {
+  constexpr int kAtOnce = 2, kAlong = kHeadDim / 16 / kAtOnce,
+                kPieces = kRows / 32 * kAlong;  // to hide the loads' delay
+  static_assert(kRows % 32 == 0 && kHeadDim % (16 * kAtOnce) == 0);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const MatrixRow place = transposed_matrix(lane);
+  const uint32_t which = transposing_bytes(lane);
+#pragma unroll 1
+  for (int piece = warp; piece < kPieces; piece += kWarps) {
+    const int first_row = piece / kAlong * 32, unit = piece % kAlong * kAtOnce;
+    uint32_t x[kAtOnce][4];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) load_matrices_transposed(x[n], from.at(first_row + lane, unit + n));
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const uint32_t y[4] = {
+          permute_bytes(x[n][0], x[n][1], which), permute_bytes(x[n][0], x[n][1], which ^ kOtherBytes),
+          permute_bytes(x[n][2], x[n][3], which), permute_bytes(x[n][2], x[n][3], which ^ kOtherBytes)};
+      store_matrices(to.at((unit + n) * 16 + place.row, first_row / 16 + place.unit), y);
+    }
+  }
+}
+
 // sum = 64 columns of `weights` times kColumns columns of `right`, of both from the given one on; over all rows.
 template <class T, int kColumns, int kRows, int kWeightColumns, int kHeadDim>
 __device__ __forceinline__ void multiply_columns(float (&sum)[2][kColumns / 4],
@@ -74,9 +132,10 @@ __device__ __forceinline__ void multiply_columns(float (&sum)[2][kColumns / 4],
 }
 
 // Rows from first_row on become 0: the part of thread number `thread` of `threads`.
-template <int kRows, int kHeadDim>
-__device__ __forceinline__ void clear_rows(PanelTile<kRows, kHeadDim> tile, int first_row, int thread, int threads) {
-  constexpr int kUnits = PanelTile<kRows, kHeadDim>::kUnits;
+template <int kRows, int kHeadDim, int kNumberBytes>
+__device__ __forceinline__ void clear_rows(PanelTile<kRows, kHeadDim, kNumberBytes> tile, int first_row, int thread,
+                                           int threads) {
+  constexpr int kUnits = tile.kUnits;
 #pragma unroll 1
   for (int at = first_row * kUnits + thread; at < kRows * kUnits; at += threads)
     store_16_bytes(tile.at(at / kUnits, at % kUnits), {});
@@ -112,17 +171,18 @@ struct Step {
 };
 
 // The rows of a step, by one thread; zeros where there are none. `length`: rows of the tensor.
-template <int kRows, int kHeadDim>
-__device__ __forceinline__ void load_boxes(PanelTile<kRows, kHeadDim> to, const TensorMap *map, uint32_t barrier,
-                                           const Step<kRows> &step, int box, int length, int head, int batch) {
-  using Tile = PanelTile<kRows, kHeadDim>;
+template <int kRows, int kHeadDim, int kNumberBytes>
+__device__ __forceinline__ void load_boxes(PanelTile<kRows, kHeadDim, kNumberBytes> to, const TensorMap *map,
+                                           uint32_t barrier, const Step<kRows> &step, int box, int length, int head,
+                                           int batch) {
+  using Tile = PanelTile<kRows, kHeadDim, kNumberBytes>;
   barrier_arrive_expecting(barrier, Tile::kBytes);
 #pragma unroll 1
   for (int row = 0; row < kRows; row += box) {
     const int position = step.first[row / kGranule] < 0 ? length : step.first[row / kGranule];
 #pragma unroll 1
     for (int panel = 0; panel < Tile::kPanels; ++panel)
-      load_box(to.at(row, 8 * panel), map, barrier, panel * kPanel, position, head, batch);
+      load_box(to.at(row, 8 * panel), map, barrier, panel * Tile::kPanelNumbers, position, head, batch);
   }
 }
 // kRows consecutive rows, or none, become boxes of global memory, by one thread.

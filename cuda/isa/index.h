@@ -56,9 +56,11 @@ FLASH_INLINE constexpr int paired_row(int n) { return n / 16 * 16 + n % 8 * 2 + 
 
 // ---- Tiles of wgmma and TMA -----------------------------------------------------------------------------------------
 
-// Rows lie in panels of 64 numbers: all rows' first 128 bytes, then all rows' next. Within 128 bytes unit u lies in
+// Rows lie in panels of 64 16-bit numbers: all rows' first 128 bytes, then all rows' next. Within 128 bytes unit u lies in
 // place u ^ (row & 7), as TMA writes boxes with its 128-byte swizzle. Panels start at multiples of 1024 bytes.
 constexpr int kPanel = 64, kPanelRowBytes = 128, kPanelAlignment = 1024;
+// Numbers of a row that one product adds up, in bytes.
+constexpr int kDepthBytes = 32;
 // Rows of a product's sums in a warpgroup.
 constexpr int kWarpgroupRows = 64, kWarpgroup = 128;
 FLASH_INLINE constexpr int panels_of(int columns) { return (columns + kPanel - 1) / kPanel; }
@@ -73,6 +75,37 @@ FLASH_INLINE constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t lea
   constexpr uint32_t kMost = (1u << 18) - 1;
   return uint64_t{(address & kMost) >> 4} | uint64_t{leading >> 4} << 16 | uint64_t{stride >> 4} << 32 |
          uint64_t{1} << 62;
+}
+
+// ---- Products of 8-bit numbers ---------------------------------------------------------------------------------------
+
+// Lane 4 r + q of a warp holds, of wgmma's A (64 x 32 numbers of 8 bits, 16 rows to a warp),
+//
+//   a0 = row r, columns 4q to 4q + 3     a1 = row r + 8, the same columns     a2, a3 = the same rows, columns 16 further
+//
+// and of C in each row columns 2q and 2q + 1 of every 8. So C becomes A in registers, but with the columns of each 16 in
+// another order: position n of a row of A has this column of C, and the rows of B have to come in the same order.
+FLASH_INLINE constexpr int packed_column(int n) { return n / 16 * 16 + n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2; }
+
+// Operands of 8-bit products lie along rows only: v, whose rows are added up, has to be transposed. A warp does so with 32
+// rows of 16 numbers:
+//
+// - It loads four matrices of 8 rows with ldmatrix.trans, which takes two neighbouring numbers for one: a lane then has,
+//   of matrix m, rows 8m + 2q and 8m + 2q + 1 of columns 2r and 2r + 1.
+// - Of two matrices, one permutation of bytes leaves the four numbers of column 2r, another those of column 2r + 1: just
+//   the rows that packed_column names for positions 4q to 4q + 3.
+// - stmatrix stores these words as rows of the transposed tile: as one matrix column 2r of lanes with r < 4 and 2r + 1 of
+//   the others, as another the rest. The 8 rows of a matrix then lie in 8 places of the swizzle, and meet all 32 banks
+//   once; eight even ones would meet half of them.
+//
+// The permutation for the first of the two, where the other's is kOtherBytes ^ it.
+constexpr uint32_t kEvenBytes = 0x6420, kOddBytes = 0x7531, kOtherBytes = kEvenBytes ^ kOddBytes;
+FLASH_INLINE constexpr uint32_t transposing_bytes(int lane) { return lane < 16 ? kEvenBytes : kOddBytes; }
+// Where lane l's address for stmatrix.x4 points: row of the 16 columns, unit of the two that 32 rows become. Matrices are
+// both of unit 0, then both of unit 1.
+FLASH_INLINE constexpr MatrixRow transposed_matrix(int lane) {
+  const int row = lane % 8, is_odd = static_cast<int>(row >= 4) ^ (lane / 8 % 2);
+  return {2 * row + is_odd, lane / 16};
 }
 
 }  // namespace flash

@@ -78,6 +78,32 @@ FLASH_INSTRUCTION void store_release(int *to, int x) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(x) : "memory");
 }
 
+// ---- Transposing 8-bit numbers: index.h -------------------------------------------------------------------------------
+
+// Four 8 x 8 matrices of 16-bit numbers to shared memory; each lane gives the address of one row.
+FLASH_INSTRUCTION void store_matrices(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+// Four of the eight bytes of high and low: those that the last four digits of `which` name.
+FLASH_INSTRUCTION uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t which) {
+  uint32_t y;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(low), "r"(high), "r"(which));
+  return y;
+}
+// Four numbers rounded to e4m3 (to nearest, ties to even; at most 448), the first in the lowest byte.
+FLASH_INSTRUCTION uint32_t pack_e4m3(float x0, float x1, float x2, float x3) {
+  uint32_t y;
+  asm("{ .reg .b16 low, high;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high}; }"
+      : "=r"(y)
+      : "f"(x0), "f"(x1), "f"(x2), "f"(x3));
+  return y;
+}
+
 // ---- Copies of boxes (TMA): one thread starts them, zeros stand for what lies outside of the tensor ------------------
 
 FLASH_INSTRUCTION void prefetch_map(const TensorMap *map) {
@@ -125,7 +151,7 @@ FLASH_INSTRUCTION void commit_stores() { asm volatile("cp.async.bulk.commit_grou
 FLASH_INSTRUCTION void wait_for_stores_to_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 FLASH_INSTRUCTION void wait_for_stores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
-// ---- Matrix products: 16-bit operands, float32 sums ------------------------------------------------------------------
+// ---- Matrix products: 16-bit and 8-bit operands, float32 sums --------------------------------------------------------
 //
 // Before the first product, and whenever other instructions touched registers that products use.
 FLASH_INSTRUCTION void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -156,10 +182,16 @@ enum class Along : int { kRows = 0, kColumns = 1 };
 #define FLASH_SUMS_5 FLASH_SUMS_4 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define FLASH_SUMS_6 FLASH_SUMS_5 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define FLASH_SUMS_8 FLASH_SUMS_6 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FLASH_SUMS_10 \
+  FLASH_SUMS_8        \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define FLASH_SUMS_12                                                                \
   FLASH_SUMS_8                                                                       \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
   ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define FLASH_SUMS_14 \
+  FLASH_SUMS_12       \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define FLASH_SUMS_16                                                                            \
   FLASH_SUMS_12                                                                                  \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
@@ -174,8 +206,10 @@ enum class Along : int { kRows = 0, kColumns = 1 };
 #define FLASH_PLACES_5 FLASH_PLACES_4, FLASH_SUM(16)
 #define FLASH_PLACES_6 FLASH_PLACES_5, FLASH_SUM(20)
 #define FLASH_PLACES_8 FLASH_PLACES_6, FLASH_SUM(24), FLASH_SUM(28)
+#define FLASH_PLACES_10 FLASH_PLACES_8, FLASH_SUM(32), FLASH_SUM(36)
 #define FLASH_PLACES_12 FLASH_PLACES_8, FLASH_SUM(32), FLASH_SUM(36), FLASH_SUM(40), FLASH_SUM(44)
-#define FLASH_PLACES_16 FLASH_PLACES_12, FLASH_SUM(48), FLASH_SUM(52), FLASH_SUM(56), FLASH_SUM(60)
+#define FLASH_PLACES_14 FLASH_PLACES_12, FLASH_SUM(48), FLASH_SUM(52)
+#define FLASH_PLACES_16 FLASH_PLACES_14, FLASH_SUM(56), FLASH_SUM(60)
 
 // n0 to n6 are N / 2 and the numbers after it: those of the operands behind the sums.
 #define FLASH_WGMMA(T, type, N, sixteenths, n0, n1, n2, n3, n4, n5, n6)                                                \
@@ -209,6 +243,37 @@ FLASH_WGMMAS(128, 8, 64, 65, 66, 67, 68, 69, 70)
 FLASH_WGMMAS(192, 12, 96, 97, 98, 99, 100, 101, 102)
 FLASH_WGMMAS(256, 16, 128, 129, 130, 131, 132, 133, 134)
 
+// The same for e4m3, of 64 x 32 and 32 x N numbers, which always lie along rows.
+#define FLASH_WGMMA_E4M3(N, sixteenths, n0, n1, n2, n3, n4, n5)                                                 \
+  template <Along kA, Along kB>                                                                                 \
+  FLASH_INSTRUCTION void multiply_shared(Float8, float (&sum)[2][N / 4], uint64_t a, uint64_t b, bool add) {    \
+    static_assert(kA == Along::kRows && kB == Along::kRows);                                                    \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %" #n2                                                     \
+                 ", 0;\n"                                                                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" FLASH_SUMS_##sixteenths           \
+                 "}, %" #n0 ", %" #n1 ", add, 1, 1; }"                                                          \
+                 : FLASH_PLACES_##sixteenths                                                                    \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                                 \
+  }                                                                                                             \
+  template <Along kB>                                                                                           \
+  FLASH_INSTRUCTION void multiply_registers(Float8, float (&sum)[2][N / 4], const uint32_t (&a)[4], uint64_t b, \
+                                            bool add) {                                                         \
+    static_assert(kB == Along::kRows);                                                                          \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %" #n5                                                     \
+                 ", 0;\n"                                                                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" FLASH_SUMS_##sixteenths           \
+                 "}, {%" #n0 ", %" #n1 ", %" #n2 ", %" #n3 "}, %" #n4 ", add, 1, 1; }"                          \
+                 : FLASH_PLACES_##sixteenths                                                                    \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));             \
+  }
+FLASH_WGMMA_E4M3(32, 2, 16, 17, 18, 19, 20, 21)
+FLASH_WGMMA_E4M3(64, 4, 32, 33, 34, 35, 36, 37)
+FLASH_WGMMA_E4M3(96, 6, 48, 49, 50, 51, 52, 53)
+FLASH_WGMMA_E4M3(128, 8, 64, 65, 66, 67, 68, 69)
+FLASH_WGMMA_E4M3(160, 10, 80, 81, 82, 83, 84, 85)
+FLASH_WGMMA_E4M3(224, 14, 112, 113, 114, 115, 116, 117)
+FLASH_WGMMA_E4M3(256, 16, 128, 129, 130, 131, 132, 133)
+
 #undef FLASH_INSTRUCTION
 #else
 enum class Along : int { kRows, kColumns };
@@ -228,6 +293,9 @@ void fence_shared_for_async();
 void fence_global_for_async();
 int load_acquire(const int *from);
 void store_release(int *to, int x);
+void store_matrices(uint32_t address, const uint32_t (&r)[4]);
+uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t which);
+uint32_t pack_e4m3(float x0, float x1, float x2, float x3);
 void prefetch_map(const TensorMap *map);
 void load_box(uint32_t to, const TensorMap *map, uint32_t barrier, int column, int row, int head, int batch);
 void store_box(const TensorMap *map, uint32_t from, int column, int row, int head, int batch);

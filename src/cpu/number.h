@@ -1,4 +1,5 @@
-// float16 and bfloat16 as bit patterns: conversion to and from float, one number at a time, rounding to nearest even.
+// float16, bfloat16 and e4m3 as bit patterns: conversion of 16-bit ones to and from float, one number at a time, rounding
+// to nearest even.
 #pragma once
 #include <cstdint>
 
@@ -11,6 +12,9 @@ struct Half {
 };
 struct Bfloat {
   uint16_t bits;
+};
+struct Float8 {  // e4m3fn
+  uint8_t bits;
 };
 
 FLASH_INLINE uint32_t float_bits(float x) {
