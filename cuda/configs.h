@@ -173,11 +173,12 @@ FLASH_INLINE constexpr int backward_deterministic_sm80_shared_bytes(int head_dim
 // A tile of scores whose rows are shared out among warpgroups, 64 each. One more warpgroup loads.
 struct WarpgroupTile {
   int rows, columns;
+  bool transposes = false;  // the one that loads
   FLASH_INLINE constexpr int warpgroups() const { return rows / 64; }
   FLASH_INLINE constexpr int threads() const { return 128 * (warpgroups() + 1); }
   // Registers of a thread that loads, and of one that computes: of 65536 in all.
-  FLASH_INLINE constexpr int loading_registers() const { return warpgroups() == 2 ? 24 : 32; }
-  FLASH_INLINE constexpr int computing_registers() const { return warpgroups() == 2 ? 240 : 160; }
+  FLASH_INLINE constexpr int loading_registers() const { return warpgroups() == 3 ? 32 : transposes ? 40 : 24; }
+  FLASH_INLINE constexpr int computing_registers() const { return warpgroups() == 3 ? 160 : transposes ? 232 : 240; }
 };
 constexpr int kHopperHeadDims[] = {64, 96, 128, 192, 256};
 FLASH_INLINE constexpr int built_hopper_head_dim(int64_t D, int64_t Dv) {
@@ -204,6 +205,31 @@ FLASH_INLINE constexpr int forward_sm90_shared_bytes(int head_dim, bool has_opti
   const int row_bytes = (head_dim + 63) / 64 * 128;
   return row_bytes * (tile.rows + 2 * kForwardStages * tile.columns) + kForwardStages * kStepBytes + kBarrierBytes +
          4 * tile.rows * 2;
+}
+
+// e4m3: FlashAttention-3's tiles. Weights take half the registers of 16-bit ones and rows half the shared memory, of which
+// the transposed v takes a part; what is left goes to more keys (at 128 224: O, scores and weights take 204 of 232
+// registers). Keys come in 32s, the depth of a product.
+constexpr int kFp8HeadDims[] = {64, 128, 256};
+FLASH_INLINE constexpr int built_fp8_head_dim(int64_t D, int64_t Dv) {
+  for (int head_dim : kFp8HeadDims)
+    if (D <= head_dim && Dv <= head_dim) return head_dim;
+  return 0;
+}
+FLASH_INLINE constexpr WarpgroupTile forward_fp8_sm90_tile(int head_dim, bool has_options) {
+  if (has_options) return {128, head_dim <= 128 ? 64 : 32, true};
+  if (head_dim == 64) return {192, 160, true};
+  return {128, head_dim == 128 ? 224 : 96, true};
+}
+constexpr int kLongStepBytes = 80;
+// Weights are 2^8 p: up to 256, within e4m3's 448.
+constexpr int kWeightShift = 8;
+// q; two stages of k, of v and of v transposed; where tiles of keys lie; barriers; a word for each thread.
+FLASH_INLINE constexpr int forward_fp8_sm90_shared_bytes(int head_dim, bool has_options) {
+  const WarpgroupTile tile = forward_fp8_sm90_tile(head_dim, has_options);
+  const int row_bytes = (head_dim + 127) / 128 * 128, transposed_bytes = head_dim * ((tile.columns + 127) / 128 * 128);
+  return row_bytes * (tile.rows + 2 * kForwardStages * tile.columns) + kForwardStages * transposed_bytes +
+         kForwardStages * kLongStepBytes + kBarrierBytes + 4 * tile.rows * 2;
 }
 
 // dk, dv and dq in one pass: keys, 64 to a warpgroup, x queries. As many queries as registers have scores for beside dk
@@ -243,6 +269,9 @@ FLASH_INLINE constexpr bool all_fit() {
   for (int head_dim : kHopperHeadDims)
     for (bool has_options : {false, true})
       if (!fits(forward_sm90_shared_bytes(head_dim, has_options), Memory::kHopper)) return false;
+  for (int head_dim : kFp8HeadDims)
+    for (bool has_options : {false, true})
+      if (!fits(forward_fp8_sm90_shared_bytes(head_dim, has_options), Memory::kHopper)) return false;
   for (int head_dim : kBackwardHopperHeadDims)
     for (bool has_options : {false, true})
       if (!fits(backward_sm90_shared_bytes(head_dim, has_options), Memory::kHopper)) return false;

@@ -39,6 +39,9 @@ cudaError_t launch_kernel(void (*kernel)(Params), const void *params, const Laun
 #define FLASH_INSTANCE_bfloat16(operation, head_dim, options, memory) \
   operation<Bfloat, head_dim, FLASH_OPTIONS_##options, FLASH_MEMORY_##memory>
 
+#define FLASH_INSTANCE_float8(operation, head_dim, options, memory) \
+  operation<Float8, head_dim, FLASH_OPTIONS_##options, FLASH_MEMORY_##memory>
+
 #define FLASH_KERNEL(header, operation, type, head_dim, options, memory)                                          \
   namespace flash {                                                                                               \
   int launch_##operation##_##type##_##head_dim##_##options##_##memory(const void *params, const Launch &launch) { \

@@ -96,6 +96,12 @@ struct PiecesParams {
   int64_t tasks;  // queries of all heads
 };
 
+// The same for e4m3. o has a type of its own, and no map.
+struct ForwardFp8Sm90Params {
+  ForwardSm90Params hopper;
+  BatchView q_scale, k_scale, v_scale;  // float32, per batch and key head; may be absent
+};
+
 // What the backward keeps per query in the workspace, (B, Hq, Lq) each.
 struct QueryFacts {
   float *delta;     // rowsum(do * o) - dlse

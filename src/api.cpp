@@ -101,12 +101,14 @@ flash_status flash_forward(const flash_problem *given, const flash_tensor *o, co
     Arguments arguments;
     const Problem problem = read_problem(given, arguments);
     RowsView o_view;
+    DType o_dtype;
     LseView lse_view;
-    read_outputs(problem, arguments, o, lse, &o_view, &lse_view);
+    read_outputs(problem, arguments, o, lse, &o_view, &o_dtype, &lse_view);
     const Plan plan = make_plan(problem, 0);
     check_workspace(arguments, plan, workspace, bytes);
     check_values(problem);
-    if (problem.backend == Backend::kCuda) return cuda_forward(problem, plan, o_view, lse_view, workspace, stream);
+    if (problem.backend == Backend::kCuda)
+      return cuda_forward(problem, plan, o_view, o_dtype, lse_view, workspace, stream);
     cpu_forward(problem, plan, o_view, lse_view, workspace, bytes);
   });
 }
@@ -141,6 +143,10 @@ flash_status flash_weights(const flash_problem *given, const flash_tensor *rows,
   return guard([&] {
     Arguments arguments;
     const Problem problem = read_problem(given, arguments, NeedsV::kNo);
+    if (problem.dtype == DType::kFloat8) {
+      fail(FLASH_UNSUPPORTED,
+           "q: probabilities of float8_e4m3fn aren't computed; convert to float16, bfloat16 or float32");
+    }
     const int64_t *rows_data = nullptr;
     int64_t rows_stride = 0, count = problem.Lq;
     if (rows != nullptr) {

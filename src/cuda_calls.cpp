@@ -24,7 +24,7 @@ namespace {
 
 // What instances.def calls them.
 constexpr bool plain = false, options = true;
-constexpr DType any = kAnyType, float16 = DType::kFloat16, bfloat16 = DType::kBfloat16;
+constexpr DType any = kAnyType, float16 = DType::kFloat16, bfloat16 = DType::kBfloat16, float8 = DType::kFloat8;
 constexpr Memory small = Memory::kSmall, large = Memory::kLarge, hopper = Memory::kHopper;
 
 struct Kernel {
@@ -67,8 +67,9 @@ char *aligned(void *workspace) {
   return reinterpret_cast<char *>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment);
 }
 
-void start_forward_sm90(const KernelLaunch &launch, const Problem &x, const ForwardParams &forward,
-                        const KeyPieces &pieces, RowsView o, void *stream) {
+// All but the map of o.
+ForwardSm90Params forward_sm90_params(const KernelLaunch &launch, const Problem &x, const ForwardParams &forward,
+                                      const KeyPieces &pieces) {
   ForwardSm90Params params{};
   params.forward = forward;
   params.forward.tiles = cuda_tiles_of_heads(x, launch.tile_rows);
@@ -77,11 +78,28 @@ void start_forward_sm90(const KernelLaunch &launch, const Problem &x, const Forw
   params.heads_together = cuda_heads_together(x, params.log2_heads);
   params.box_keys = cuda_box_keys(x, launch.has_options, launch.head_dim);
   fill_map_of_heads(&params.q, x.q, x.dtype, {x.D, x.Lq, x.Hq, x.B}, launch.tile_rows, params.log2_heads);
+  if (x.Lk == 0) {  // no key is copied, but maps are prefetched
+    params.k = params.v = params.q;
+    return params;
+  }
   fill_map(&params.k, x.k, x.dtype, {x.D, x.Lk, x.Hk, x.B}, params.box_keys);
   fill_map(&params.v, x.v, x.dtype, {x.Dv, x.Lk, x.Hk, x.B}, params.box_keys);
+  return params;
+}
+
+void start_forward_sm90(const KernelLaunch &launch, const Problem &x, const ForwardParams &forward,
+                        const KeyPieces &pieces, RowsView o, void *stream) {
+  ForwardSm90Params params = forward_sm90_params(launch, x, forward, pieces);
   const TensorShape of_o = {x.Dv, x.Lq, x.Hq, x.B};
   params.has_o_map = takes_map(o, x.dtype, of_o);
   if (params.has_o_map) fill_map_of_heads(&params.o, o, x.dtype, of_o, kWarpgroupRows, params.log2_heads);
+  start(launch, params, stream);
+}
+
+void start_forward_fp8_sm90(const KernelLaunch &launch, const Problem &x, const ForwardParams &forward,
+                            const KeyPieces &pieces, void *stream) {
+  const ForwardFp8Sm90Params params = {forward_sm90_params(launch, x, forward, pieces), x.q_scale, x.k_scale,
+                                       x.v_scale};
   start(launch, params, stream);
 }
 
@@ -108,18 +126,21 @@ void start_backward_sm90(const KernelLaunch &launch, const Problem &x, const Gra
 
 // ---- Calls ----------------------------------------------------------------------------------------------------------
 
-void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *workspace, void *stream) {
+void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, DType o_dtype, LseView lse, void *workspace,
+                  void *stream) {
   const CudaDeviceGuard guard(problem.device_id);
   const CudaDevice &device = cuda_facts().devices[static_cast<size_t>(problem.device_id)];
   const KeyPieces pieces = place_cuda_forward(aligned(workspace), problem, device).pieces;
   ForwardParams params{};
   params.attention = cuda_attention(problem);
-  params.o = cuda_rows(o, problem.dtype, problem.Dv);
+  params.o = cuda_rows(o, o_dtype, problem.Dv);
   params.lse = lse;
   for (const KernelLaunch &launch : plan.launches) {
     params.tiles = cuda_query_tiles(problem, launch.tile_rows == 0 ? 1 : launch.tile_rows);
     if (launch.operation == Operation::forward_sm90)
       start_forward_sm90(launch, problem, params, pieces, o, stream);
+    else if (launch.operation == Operation::forward_fp8_sm90)
+      start_forward_fp8_sm90(launch, problem, params, pieces, stream);
     else if (launch.operation == Operation::forward_pieces_sm90)
       start(launch, PiecesParams{params.attention, pieces, params.o, lse, problem.B * problem.Hq * problem.Lq}, stream);
     else
@@ -250,7 +271,7 @@ void cuda_merge(int device_id, DType dtype, int64_t B, int64_t Lq, int64_t Hq, i
 namespace {
 [[noreturn]] void not_built() { fail(FLASH_INTERNAL_ERROR, "this library was built without CUDA"); }
 }  // namespace
-void cuda_forward(const Problem &, const Plan &, RowsView, LseView, void *, void *) { not_built(); }
+void cuda_forward(const Problem &, const Plan &, RowsView, DType, LseView, void *, void *) { not_built(); }
 void cuda_backward(const Problem &, const BackwardArguments &, void *, void *) { not_built(); }
 void cuda_weights(const Problem &, const int64_t *, int64_t, int64_t, WeightsView, void *) { not_built(); }
 void cuda_dropout_mask(int, uint64_t, double, bool *, const int64_t *, const int64_t *, void *) { not_built(); }

@@ -32,7 +32,8 @@ struct CudaForwardMemory {
 };
 CudaForwardMemory place_cuda_forward(char *base, const Problem &problem, const CudaDevice &device);
 
-void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, LseView lse, void *workspace, void *stream);
+void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, DType o_dtype, LseView lse, void *workspace,
+                  void *stream);
 void cuda_backward(const Problem &problem, const BackwardArguments &arguments, void *workspace, void *stream);
 void cuda_weights(const Problem &problem, const int64_t *rows, int64_t rows_stride, int64_t count, WeightsView weights,
                   void *stream);

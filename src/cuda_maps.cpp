@@ -53,7 +53,7 @@ void fill(TensorMap *map, const RowsView &view, DType dtype, int64_t columns, st
   static const Encode encode = find_encode();
   constexpr int kMost = 5;
   cuuint64_t extents[kMost] = {static_cast<cuuint64_t>(columns)}, strides[kMost] = {};
-  cuuint32_t box[kMost] = {kPanel}, steps[kMost] = {1, 1, 1, 1, 1};
+  cuuint32_t box[kMost] = {static_cast<cuuint32_t>(kPanelRowBytes / size_bytes(dtype))}, steps[kMost] = {1, 1, 1, 1, 1};
   cuuint32_t rank = 1;
   for (const Axis &axis : axes) {
     extents[rank] = static_cast<cuuint64_t>(axis.extent);
@@ -61,11 +61,12 @@ void fill(TensorMap *map, const RowsView &view, DType dtype, int64_t columns, st
     strides[rank - 1] = static_cast<cuuint64_t>(axis.extent > 1 ? axis.stride * size_bytes(dtype) : 16);
     box[rank++] = static_cast<cuuint32_t>(axis.box);
   }
-  const CUresult result =
-      encode(reinterpret_cast<CUtensorMap *>(map),
-             dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank,
-             view.data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUtensorMapDataType type = dtype == DType::kFloat8    ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                   : dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const CUresult result = encode(reinterpret_cast<CUtensorMap *>(map), type, rank, view.data, extents, strides, box,
+                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) fail(FLASH_CUDA_ERROR, "cuTensorMapEncodeTiled gave ", static_cast<int>(result));
 }
 

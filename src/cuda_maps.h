@@ -15,7 +15,7 @@ struct TensorShape {
 // Whether rows start at multiples of 16 bytes, as copies of boxes need it, and no axis goes backwards or repeats itself.
 bool takes_map(const RowsView &view, DType dtype, const TensorShape &shape);
 
-// For boxes of 64 columns and `box_rows` rows of one head, which lie in shared memory with the 128-byte swizzle. The
+// For boxes of 128 bytes of columns and `box_rows` rows of one head, which lie in shared memory with the 128-byte swizzle. The
 // tensor must take a map. Throws Error (FLASH_CUDA_ERROR) where the driver can't make one.
 void fill_map(TensorMap *map, const RowsView &view, DType dtype, const TensorShape &shape, int box_rows);
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "../cuda/isa/index.h"
+#include "check.h"
 #include "cuda_calls.h"
 #include "cuda_fill.h"
 #include "cuda_maps.h"
@@ -148,7 +149,7 @@ int64_t bias_partial_count(const BiasPieces &pieces, const ScoresView &dbias) {
 namespace {
 
 // What a kernel is written for.
-enum class Family : uint8_t { kAny, kSm80, kSm90 };
+enum class Family : uint8_t { kAny, kSm80, kSm90, kFp8Sm90 };
 
 // The kernel family for a problem and its tiles.
 struct Choice {
@@ -180,11 +181,47 @@ const char *hopper_limit(const Problem &x, uint32_t wanted, const CudaDevice &de
   return nullptr;
 }
 
+// Throws where float8 can't run: no other kernel takes it.
+void check_float8(const Problem &x, const CudaDevice &device) {
+  constexpr const char *kConvert = "; convert to float16, bfloat16 or float32";
+  constexpr int64_t kLeastBlock = 64;
+  if (device.compute_capability != 90 || device.shared_bytes < most_shared_bytes(Memory::kHopper)) {
+    fail(FLASH_UNSUPPORTED, "q: float8_e4m3fn needs a Hopper GPU (compute capability 9.0), this one has ",
+         device.compute_capability / 10, '.', device.compute_capability % 10, kConvert);
+  }
+  if (built_fp8_head_dim(x.D, x.Dv) == 0) {
+    fail(FLASH_UNSUPPORTED, x.D > x.Dv ? "q" : "v", ": head dimensions of float8_e4m3fn must be at most 256, got ",
+         larger(x.D, x.Dv), kConvert);
+  }
+  if (x.blocks.block_q != 0 && smaller(x.blocks.block_q, x.blocks.block_k) < kLeastBlock) {
+    fail(FLASH_UNSUPPORTED, "block_mask: blocks must be at least 64 x 64 with float8_e4m3fn, got ", x.blocks.block_q,
+         " x ", x.blocks.block_k, kConvert);
+  }
+  const auto check = [&](const char *name, const RowsView &view, const TensorShape &shape) {
+    const bool is_empty = shape.rows == 0 || shape.batches == 0;
+    if (is_empty || takes_map(view, x.dtype, shape)) return;
+    fail(FLASH_UNSUPPORTED, name,
+         ": rows of float8_e4m3fn must start at multiples of 16 bytes and have strides above 0, ", "got strides ",
+         to_text({view.batch, view.row, view.head}), " of batch, rows and heads; pass a copy whose head ",
+         "dimension is padded to a multiple of 16");
+  };
+  check("q", x.q, {x.D, x.Lq, x.Hq, x.B});
+  check("k", x.k, {x.D, x.Lk, x.Hk, x.B});
+  check("v", x.v, {x.Dv, x.Lk, x.Hk, x.B});
+}
+
 // takes_dout: whether do can be copied by boxes.
 Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device, bool takes_dout = true) {
   const bool is_forward = wanted == 0, has_options = has_score_options(problem);
   const bool is_one_pass = wants_one_pass(wanted) && !problem.deterministic;
   const auto has = [&](Memory memory) { return device.shared_bytes >= most_shared_bytes(memory); };
+  if (problem.dtype == DType::kFloat8) {
+    const int head_dim = built_fp8_head_dim(problem.D, problem.Dv);
+    const WarpgroupTile tile = forward_fp8_sm90_tile(head_dim, has_options);
+    return {Family::kFp8Sm90, false,          problem.dtype,
+            Memory::kHopper,  head_dim,       tile.rows,
+            tile.columns,     tile.threads(), forward_fp8_sm90_shared_bytes(head_dim, has_options)};
+  }
   const int tensor_dim = built_tensor_head_dim(problem.D, problem.Dv);
   if (size_bytes(problem.dtype) == 2 && tensor_dim != 0) {
     const auto tensor = [&](Family family, int head_dim, auto tile, Memory memory, int bytes, bool one_pass = false) {
@@ -272,7 +309,9 @@ KernelLaunch plain_launch(Operation operation, int64_t tasks, int shared_bytes) 
 }
 
 int cuda_log2_heads(const Problem &problem, int tile_rows) {
-  if (problem.Lq >= tile_rows || has_score_options(problem) || problem.blocks.block_q != 0) return 0;
+  if (problem.dtype == DType::kFloat8 || problem.Lq >= tile_rows || has_score_options(problem) ||
+      problem.blocks.block_q != 0)
+    return 0;
   int log2_heads = 0;
   for (int64_t group = problem.Hq / problem.Hk; group % 2 == 0 && 2 << log2_heads <= kWarpgroupRows; group /= 2)
     ++log2_heads;
@@ -303,7 +342,9 @@ CudaForwardMemory place_cuda_forward(char *base, const Problem &problem, const C
 }
 
 int cuda_box_keys(const Problem &problem, bool has_options, int head_dim) {
-  return static_cast<int>(std::gcd(forward_sm90_tile(head_dim, has_options).columns, problem.blocks.block_k));
+  const WarpgroupTile tile = problem.dtype == DType::kFloat8 ? forward_fp8_sm90_tile(head_dim, has_options)
+                                                             : forward_sm90_tile(head_dim, has_options);
+  return static_cast<int>(std::gcd(tile.columns, problem.blocks.block_k));
 }
 int cuda_box_queries(const Problem &problem, bool has_options, int head_dim) {
   return static_cast<int>(std::gcd(backward_sm90_tile(head_dim, has_options).columns, problem.blocks.block_q));
@@ -325,10 +366,11 @@ KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const Cuda
     add(plain_launch(operation, tasks, shared_bytes));
   };
   const bool is_tensor = choice.family == Family::kSm80;
-  if (wanted == 0 && choice.family == Family::kSm90) {
+  if (wanted == 0 && (choice.family == Family::kSm90 || choice.family == Family::kFp8Sm90)) {
     const int64_t pieces = place_cuda_forward(nullptr, problem, device).pieces.count;
     const int64_t tasks = cuda_tiles_of_heads(problem, choice.rows).tasks * pieces;
-    add({Operation::forward_sm90, choice.dtype, choice.head_dim, has_options, choice.memory, tasks,
+    add({choice.family == Family::kSm90 ? Operation::forward_sm90 : Operation::forward_fp8_sm90, choice.dtype,
+         choice.head_dim, has_options, choice.memory, tasks,
          smaller(tasks, device.multiprocessors),  // which keep their blocks
          choice.threads, choice.shared_bytes, choice.rows});
     if (pieces > 1) add_plain(Operation::forward_pieces_sm90, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
@@ -372,12 +414,13 @@ KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const Cuda
 }
 
 Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device) {
-  if (problem.dtype == DType::kFloat8) {
-    fail(FLASH_UNSUPPORTED, "q: float8_e4m3fn isn't supported yet; convert to float16, bfloat16 or float32");
-  }
+  if (problem.dtype == DType::kFloat8) check_float8(problem, device);
   const Choice choice = choose(problem, wanted, device);
   Plan plan{};
-  if (choice.family == Family::kSm90) {
+  if (choice.family == Family::kFp8Sm90) {
+    plan.kernel = "forward_fp8_sm90";
+    plan.path = "Hopper's tensor cores";
+  } else if (choice.family == Family::kSm90) {
     plan.kernel = wanted == 0 ? "forward_sm90" : "backward_sm90";
     plan.path = "Hopper's tensor cores";
   } else if (choice.family == Family::kSm80) {

@@ -128,6 +128,7 @@ Costs costs_of(const Problem &problem, uint32_t wanted) {
   const auto B = static_cast<double>(problem.B), Lq = static_cast<double>(problem.Lq);
   const auto Lk = static_cast<double>(problem.Lk);
   const DType dtype = problem.dtype, sum = sum_dtype(dtype);
+  const DType result = dtype == DType::kFloat8 ? DType::kBfloat16 : dtype;  // of o, and of a score matrix in memory
 
   Costs costs{};
   costs.pairs = visible_pairs(problem);
@@ -150,7 +151,7 @@ Costs costs_of(const Problem &problem, uint32_t wanted) {
   if (problem.bias.data != nullptr) costs.bytes_read += score_bytes(problem.bias);
 
   if (!backward) {
-    costs.bytes_written = bytes_of(dtype, B * Lq * Hq * Dv) + bytes_of(sum, B * Lq * Hq);
+    costs.bytes_written = bytes_of(result, B * Lq * Hq * Dv) + bytes_of(sum, B * Lq * Hq);
   } else {
     costs.bytes_read += bytes_of(dtype, 2 * queries * Hq * Dv) + bytes_of(sum, queries * Hq);  // do and o; lse
     if (wanted & FLASH_DQ) costs.bytes_written += bytes_of(dtype, B * Lq * Hq * D);
@@ -161,7 +162,7 @@ Costs costs_of(const Problem &problem, uint32_t wanted) {
   }
   // Forward: s and p are each written and read. Backward: p read for dv, dp written, p and dp read, ds written, and read
   // for dq and for dk.
-  costs.standard_bytes = bytes_of(dtype, (backward ? 7 : 4) * B * Hq * Lq * Lk);
+  costs.standard_bytes = bytes_of(result, (backward ? 7 : 4) * B * Hq * Lq * Lk);
   return costs;
 }
 

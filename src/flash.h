@@ -164,7 +164,8 @@ typedef struct flash_gradients {
  * is read. */
 flash_status flash_forward_workspace(const flash_problem *problem, size_t *bytes);
 
-/* o: N + (Lq, Hq, Dv) in q's dtype. lse: N + (Hq, Lq), float32 (float64 for float64), may be NULL. */
+/* o: N + (Lq, Hq, Dv) in q's dtype (for float8_e4m3fn in bfloat16, float16 or float32). lse: N + (Hq, Lq), float32
+ * (float64 for float64), may be NULL. */
 flash_status flash_forward(const flash_problem *problem, const flash_tensor *o, const flash_tensor *lse,
                            void *workspace, size_t workspace_bytes, void *stream);
 

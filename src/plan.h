@@ -15,6 +15,7 @@ constexpr size_t kWorkspaceAlignment = 64;
 
 // The operations of cuda/instances.def, in no order that matters.
 enum class Operation : uint8_t {
+  forward_fp8_sm90,
   forward_sm90,
   forward_pieces_sm90,
   forward_sm80,

@@ -294,13 +294,14 @@ Problem read_problem(const flash_problem *given_struct, Arguments &arguments, Ne
 }
 
 void read_outputs(const Problem &problem, Arguments &arguments, const flash_tensor *o, const flash_tensor *lse,
-                  RowsView *o_view, LseView *lse_view) {
+                  RowsView *o_view, DType *o_dtype, LseView *lse_view) {
   const Shape leading = leading_of(arguments);
   const bool is_float8 = problem.dtype == DType::kFloat8;  // it can't hold a result
   const Tensor o_tensor = is_float8 ? arguments.output("o", o, {DType::kFloat16, DType::kBfloat16, DType::kFloat32})
                                     : arguments.output("o", o, {problem.dtype}, " as in q");
   check_shape(o_tensor, joined(leading, {problem.Lq, problem.Hq, problem.Dv}), kOShape);
   *o_view = rows_view(o_tensor);
+  *o_dtype = o_tensor.dtype;
   *lse_view = {};
   if (lse != nullptr) {
     const Tensor lse_tensor = arguments.output("lse", lse, {sum_dtype(problem.dtype)});

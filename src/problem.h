@@ -66,7 +66,7 @@ enum class NeedsV : bool { kNo, kYes };
 Problem read_problem(const flash_problem *given, Arguments &arguments, NeedsV needs_v = NeedsV::kYes);
 // Reads and checks the arguments of one call, after read_problem with the same `arguments`. A lse of NULL is not wanted.
 void read_outputs(const Problem &problem, Arguments &arguments, const flash_tensor *o, const flash_tensor *lse,
-                  RowsView *o_view, LseView *lse_view);
+                  RowsView *o_view, DType *o_dtype, LseView *lse_view);
 BackwardArguments read_backward(const Problem &problem, Arguments &arguments, const flash_saved *saved,
                                 const flash_gradients *gradients);
 // FLASH_DQ | ... of the gradients that BackwardArguments asks for.

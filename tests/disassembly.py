@@ -18,7 +18,7 @@ from typing import NamedTuple
 import ptx
 import pytest
 
-TYPES = {None: "any", "Half": "float16", "Bfloat": "bfloat16"}
+TYPES = {None: "any", "Half": "float16", "Bfloat": "bfloat16", "Float8": "float8"}
 MEMORIES = "small", "large", "hopper"  # that a kernel asks for
 FROM_80, FROM_90A = ("sm_80", "sm_90"), ("sm_90a",)  # what kernels are translated to from each kind of PTX
 

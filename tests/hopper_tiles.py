@@ -36,11 +36,20 @@ FORWARD = {
     (192, True): Tile(128, 64),
     (256, True): Tile(128, 32),
 }
+FORWARD_FP8 = {
+    (64, False): Tile(192, 160),
+    (128, False): Tile(128, 224),
+    (256, False): Tile(128, 96),
+    (64, True): Tile(128, 64),
+    (128, True): Tile(128, 64),
+    (256, True): Tile(128, 32),
+}
 BACKWARD = {
     (64, False): Tile(128, 128),
     (64, True): Tile(128, 64),
     (128, False): Tile(128, 64),
     (128, True): Tile(128, 64),
 }
-DEPTH = 16  # numbers that one matrix instruction adds up
+DEPTH = 16  # 16-bit numbers that one matrix instruction adds up
+DEPTH_FP8 = 32
 PANEL = 64  # numbers of a row of shared memory

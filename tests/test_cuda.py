@@ -134,7 +134,14 @@ def test_a_kernel_for_every_row_of_the_table(kind):
                     o, vjp = flash.attention_vjp(q, q, q, **options)
                     for deterministic in (False, True):
                         vjp(o, deterministic=deterministic)
+    for head_dim in (64, 128, 256):
+        q = kind.array(normal(2, 1, head_dim).astype(ml_dtypes.float8_e4m3fn))
+        for options in ({}, {"softcap": 1.0}):
+            flash.attention(q, q, q, **options)
+    q, k = kind.array(normal(2, 1, 8).astype("f2")), kind.array(normal(1600, 1, 8).astype("f2"))
+    flash.attention(q, k, k)  # in pieces of the keys
     bias, sinks = kind.array(normal(1)), kind.array(normal(1))
+    q = kind.array(normal(2, 1, 8))
     o, vjp = flash.attention_vjp(*[kind.array(normal(130, 1, 8))] * 3, bias=bias, sinks=sinks)
     vjp(o)
     o, lse = flash.attention(q, q, q, return_lse=True)

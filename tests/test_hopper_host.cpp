@@ -13,6 +13,7 @@
 #include "cuda_fill.h"
 #include "cuda_host.h"
 #include "cuda_maps.h"
+#include "error.h"
 #include "flash.h"
 #include "isa/index.h"
 #include "warpgroup.cuh"
@@ -70,6 +71,74 @@ void test_descriptors() {
           start(tile.along_columns(depth, column)) != swizzled_by_tma(panel_offset_bytes(16 * depth, column / 8, 96));
   CHECK(wrong == 0);
   CHECK(field(tile.along_columns(0), 16, 14) * 16 == Tile::kPanelBytes && Tile::kBytes == 96 * 256);
+}
+
+// ---- 8-bit operands
+
+// Bytes of two words as prmt picks them.
+uint32_t permuted(uint32_t low, uint32_t high, uint32_t which) {
+  uint32_t y = 0;
+  for (int n = 0; n < 4; ++n) {
+    const uint32_t from = which >> 4 * n & 7;
+    y |= ((from < 4 ? low >> 8 * from : high >> 8 * (from - 4)) & 0xff) << 8 * n;
+  }
+  return y;
+}
+
+void test_packed_columns() {
+  int wrong = 0;
+  for (int lane = 0; lane < kWarp; ++lane)
+    for (int n = 0; n < 4; ++n)      // register of A for 32 columns
+      for (int c = 0; c < 4; ++c) {  // byte of it: number b of the row's that the lane has of C
+        const int position = n / 2 * 16 + lane % 4 * 4 + c, b = n / 2 * 4 + c;
+        wrong += packed_column(position) != b / 2 * 8 + fragment_column(lane) + b % 2;
+      }
+  CHECK(wrong == 0);
+  std::set<int> columns;
+  for (int n = 0; n < 224; ++n) {
+    columns.insert(packed_column(n));
+    wrong += packed_column(n) / 16 != n / 16;  // granules stay together
+  }
+  CHECK(wrong == 0 && columns.size() == 224 && *columns.rbegin() == 223);
+}
+
+// A warp's piece, instruction by instruction as the ISA has them: 32 rows of 16 numbers become 16 rows of 32.
+void test_transposition() {
+  unsigned char from[32][16], to[16][32] = {};
+  for (auto &row : from)
+    for (auto &x : row) x = static_cast<unsigned char>(draw(0, 255));
+  uint32_t stored[kWarp][4];  // of each lane, for the four matrices of stmatrix
+  for (int lane = 0; lane < kWarp; ++lane) {
+    uint32_t x[4];
+    for (int m = 0; m < 4; ++m) {  // ldmatrix.trans: numbers [2q][r] and [2q + 1][r] of pairs of bytes
+      const auto *top = from[8 * m + 2 * (lane % 4)] + lane / 4 * 2,
+                 *bottom = from[8 * m + 2 * (lane % 4) + 1] + lane / 4 * 2;
+      x[m] = top[0] | uint32_t{top[1]} << 8 | uint32_t{bottom[0]} << 16 | uint32_t{bottom[1]} << 24;
+    }
+    const uint32_t which = transposing_bytes(lane);
+    for (int h = 0; h < 2; ++h) {
+      stored[lane][2 * h] = permuted(x[2 * h], x[2 * h + 1], which);
+      stored[lane][2 * h + 1] = permuted(x[2 * h], x[2 * h + 1], which ^ kOtherBytes);
+    }
+  }
+  int wrong = 0;
+  for (int m = 0; m < 4; ++m) {
+    std::set<int> places;
+    for (int row = 0; row < 8; ++row) {
+      const MatrixRow at = transposed_matrix(8 * m + row);
+      for (int q = 0; q < 4; ++q)  // stmatrix: word q of a row from lane 4 row + q
+        for (int c = 0; c < 4; ++c)
+          to[at.row][at.unit * 16 + 4 * q + c] = static_cast<unsigned char>(stored[4 * row + q][m] >> 8 * c);
+      places.insert(panel_offset_bytes(at.row, at.unit, 64) % 128);
+    }
+    wrong += places.size() != 8;  // all banks once
+  }
+  for (int d = 0; d < 16; ++d)
+    for (int n = 0; n < 32; ++n) wrong += to[d][n] != from[packed_column(n)][d];
+  CHECK(wrong == 0);
+  CHECK((PanelTile<224, 128, 1>::kPanels == 1 && PanelTile<224, 128, 1>::kUnits == 8));
+  CHECK((PanelTile<128, 224, 1>::kPanels == 2 && PanelTile<128, 224, 1>::kBytes == 2 * 128 * 128));
+  CHECK((PanelTile<160, 64, 1>::kBytes == 160 * 128 && PanelTile<160, 64, 1>::kPanelNumbers == 128));
 }
 
 // ---- Steps and tasks
@@ -247,6 +316,51 @@ void test_plan_with_blocks() {
       }
 }
 
+void test_plan_of_float8() {
+  const auto message = [](const Problem &x, const CudaDevice &device = kLarge) {
+    try {
+      (void)plan_cuda(x, 0, device);
+    } catch (const Error &error) {
+      CHECK(error.status == FLASH_UNSUPPORTED);
+      return error.message;
+    }
+    return std::string();
+  };
+  const auto contains = [](const std::string &text, const char *part) { return text.find(part) != std::string::npos; };
+  for (int64_t D : {16, 64, 80, 128, 208, 256}) {
+    Problem x = compact_problem(2, 3000, 2000, 8, 2, D);
+    x.dtype = DType::kFloat8;
+    for (double softcap : {0.0, 1.0}) {
+      x.softcap = softcap;
+      const Plan plan = plan_cuda(x, 0, kLarge);
+      const int head_dim = built_fp8_head_dim(D, D);
+      const WarpgroupTile tile = forward_fp8_sm90_tile(head_dim, softcap > 0);
+      CHECK(plan.kernel == std::string("forward_fp8_sm90") && plan.limit == nullptr && plan.launches.count == 1);
+      CHECK(plan.block_q == tile.rows && plan.block_k == tile.columns && tile.columns % 32 == 0);
+      CHECK(tile.loading_registers() * 128 + tile.computing_registers() * 128 * tile.warpgroups() <= 65536);
+      CHECK(plan.launches.list[0].head_dim == head_dim && plan.launches.list[0].blocks == 132);
+      x.blocks.block_q = x.blocks.block_k = 64;
+      CHECK(cuda_box_keys(x, softcap > 0, head_dim) % 32 == 0 && message(x).empty());
+      x.blocks = {};
+    }
+  }
+  Problem x = compact_problem(2, 100, 200, 8, 2, 64);
+  x.dtype = DType::kFloat8;
+  CHECK(contains(message(x, kSmall), "needs a Hopper GPU (compute capability 9.0), this one has 8.0; convert to"));
+  Problem wide = compact_problem(1, 100, 200, 2, 2, 272);
+  wide.dtype = DType::kFloat8;
+  CHECK(contains(message(wide), "must be at most 256, got 272; convert to"));
+  Problem odd = compact_problem(1, 100, 200, 2, 2, 24);
+  odd.dtype = DType::kFloat8;
+  CHECK(contains(message(odd), "q: rows of float8_e4m3fn must start at multiples of 16 bytes"));
+  x.blocks.block_q = 64, x.blocks.block_k = 32;
+  CHECK(contains(message(x), "block_mask: blocks must be at least 64 x 64 with float8_e4m3fn, got 64 x 32"));
+  Problem no_keys = compact_problem(2, 100, 0, 8, 2, 64), no_queries = compact_problem(2, 0, 100, 8, 2, 64);
+  no_keys.dtype = no_queries.dtype = DType::kFloat8;
+  CHECK(message(no_keys).empty() && message(no_queries).empty() &&
+        plan_cuda(no_queries, 0, kLarge).launches.count == 0);
+}
+
 void test_heads_together() {
   CHECK(cuda_heads_together(compact_problem(4, 16384, 16384, 16, 16, 128), 0) == 4);  // 8 MiB of k and v each
   CHECK(cuda_heads_together(compact_problem(4, 16384, 16384, 16, 4, 128), 0) == 16);
@@ -305,12 +419,15 @@ void test_few_queries() {
 int main() {
   test_panels();
   test_descriptors();
+  test_packed_columns();
+  test_transposition();
   test_steps<64>();
   test_steps<128>();
   test_tasks();
   test_maps();
   test_plan();
   test_plan_with_blocks();
+  test_plan_of_float8();
   test_heads_together();
   test_few_queries();
   return report();

@@ -27,25 +27,31 @@ from disassembly import (
     needs_cuobjdump,
     resources,
 )
-from hopper_tiles import BACKWARD, DEPTH, FORWARD, Tile
+from hopper_tiles import BACKWARD, DEPTH, DEPTH_FP8, FORWARD, FORWARD_FP8, Tile
 from ptx import kernels, loaded_library
 
 import flash
 
 REGISTERS = 65536  # of a multiprocessor
 WARPGROUP = 128
-TYPES = {"float16": "F16", "bfloat16": "BF16"}
-TILES = {"forward_sm90": FORWARD, "backward_sm90": BACKWARD}
+TYPES = {
+    "forward_sm90": ("float16", "bfloat16"),
+    "backward_sm90": ("float16", "bfloat16"),
+    "forward_fp8_sm90": ("float8",),
+}
+TILES = {"forward_sm90": FORWARD, "backward_sm90": BACKWARD, "forward_fp8_sm90": FORWARD_FP8}
+FORWARDS = "forward_sm90", "forward_fp8_sm90"
 HOPPER = [
     Kernel(operation, head_dim, has_options, type_, "hopper")
     for operation, tiles in TILES.items()
     for head_dim, has_options in tiles
-    for type_ in TYPES
+    for type_ in TYPES[operation]
 ]
 # How often each kernel waits for products: a kernel whose products ptxas has put one after the other waits for each.
-WAITS = {("forward_sm90", False): 4, ("forward_sm90", True): 4, ("backward_sm90", False): 5, ("backward_sm90", True): 4}
+WAITS = {("backward_sm90", False): 5, ("backward_sm90", True): 4}
+WAITS |= {(operation, has_options): 4 for operation in FORWARDS for has_options in (False, True)}
 WAIT = r"WARPGROUP\.DEPBAR\.LE"
-PRODUCT = r"HGMMA\.64.*"
+PRODUCT = r"[HQ]GMMA\.64.*"
 
 if not (flash.show_config("dicts") or {})["cuda"]["built"]:
     pytest.skip("the library was built without CUDA", allow_module_level=True)
@@ -67,7 +73,8 @@ def tile_of(kernel: Kernel) -> Tile:
 
 def scores_and_weights(kernel: Kernel) -> tuple[int, int]:
     """Products of a tile of queries and keys over the head dim, and of weights over the tile's columns."""
-    return kernel.head_dim // DEPTH, tile_of(kernel).columns // DEPTH
+    depth = DEPTH_FP8 if kernel.type == "float8" else DEPTH
+    return kernel.head_dim // depth, tile_of(kernel).columns // depth
 
 
 def name_of(kernel: Kernel) -> str:
@@ -102,7 +109,10 @@ def test_instructions(kernel: Kernel) -> None:
     code = code_of(kernel)
     assert count(code, "(LDL|STL|HMMA|LDGSTS|DFMA|DMUL|DADD).*") == 0
     assert count(code, r"USETMAXREG\.DEALLOC.*") == count(code, r"USETMAXREG\.TRY_ALLOC.*") == 1
-    assert count(code, r"UTMALDG\.4D.*") > 0 and count(code, r"UTMASTG\.4D.*") > 0
+    assert count(code, r"UTMALDG\.4D.*") > 0
+    assert (count(code, r"UTMASTG\.[45]D.*") > 0) == (kernel.type != "float8")  # which goes out from registers
+    is_transposed = kernel.type == "float8"
+    assert (count(code, r"LDSM\.16\.MT88\.4") > 0) == (count(code, r"STSM\.16\.M88\.4") > 0) == is_transposed
     assert count(code, r"SYNCS\.PHASECHK\.TRANS64\.TRYWAIT") > 0 and count(code, r"SYNCS\.ARRIVE\.TRANS64.*") > 0
     assert (count(code, "UBLKRED.*") > 0) == (kernel.operation == "backward_sm90")
 
@@ -113,18 +123,19 @@ def test_products(kernel: Kernel) -> None:
     """Each is written out once, and in the type of the arrays, but for those of the forward's first and last tile."""
     code = code_of(kernel)
     scores, weights = scores_and_weights(kernel)
-    if kernel.operation == "forward_sm90":
+    if kernel.operation in FORWARDS:
         wanted = 2 * scores + 2 * weights
     else:  # s, dp; dv, dk; dq, summed over the keys
         wanted = 2 * scores + 2 * weights + tile_of(kernel).rows // DEPTH
     assert count(code, PRODUCT) == wanted
     products = [at.text for at in code if re.fullmatch(PRODUCT, at.name)]
     assert all(("BF16" in text) == (kernel.type == "bfloat16") and ".F32" in text for text in products)
+    assert all(at.startswith("Q") == ("E4M3" in at) == (kernel.type == "float8") for at in products)
     assert count(code, WAIT) == WAITS[kernel.operation, kernel.has_options]
 
 
 @needs_cuobjdump
-@pytest.mark.parametrize("kernel", [x for x in HOPPER if x.operation == "forward_sm90"], ids=name_of)
+@pytest.mark.parametrize("kernel", [x for x in HOPPER if x.operation in FORWARDS], ids=name_of)
 def test_forward_loop(kernel: Kernel) -> None:
     """A step starts both products, and its exponentials run while the second one does."""
     scores, weights = scores_and_weights(kernel)

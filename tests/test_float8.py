@@ -1,0 +1,386 @@
+"""float8 (e4m3fn): the forward on Hopper, and what is said where there is none.
+
+exact    the mathematics in float64 on the stored numbers times their factors
+naive    the same, but for weights rounded to e4m3 as multiples of 2^-8 of the row's largest, and a rounded result
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+
+import emulated
+import ml_dtypes
+import numpy
+import pytest
+from hopper_tiles import DEPTH_FP8, FORWARD_FP8
+from kinds import Emulated
+from numeric import assert_accurate, assert_accurate_lse, assert_same_bits, run_reference
+from problems import Case, Problem, Shape
+
+import flash
+from flash import reference
+
+FLOAT8, BFLOAT16 = numpy.dtype(ml_dtypes.float8_e4m3fn), numpy.dtype(ml_dtypes.bfloat16)
+SHAPE = Shape((2,), 70, 150, 4, 2, 64, 64)
+FACTORS = {
+    "q_scale": numpy.float32([[0.5, 2.0], [0.25, 3.0]]),
+    "k_scale": 0.7,
+    "v_scale": numpy.float32([[4, -1], [2, 0.1]]),
+}
+
+
+@pytest.fixture(autouse=True)
+def hopper(request):
+    """On the emulator the device with these kernels; elsewhere a skip where the GPU is another."""
+    if "backend" not in request.fixturenames:
+        yield
+        return
+    backend = request.getfixturevalue("backend")
+    if backend.backend != "cuda":
+        pytest.skip("the CPU has no float8")
+    with emulated.Device(emulated.HOPPER) if backend.name == "emulated" else nullcontext():
+        if (flash.show_config("dicts") or {})["cuda"]["devices"][0]["compute_capability"] != "9.0":
+            pytest.skip("float8 runs on Hopper only")
+        yield
+
+
+def stored(problem: Problem) -> Problem:
+    """With q, k and v in float8. What is NaN stays so."""
+    return Problem(*(x.astype(FLOAT8) for x in problem.qkv), problem.do, problem.dlse, problem.options)
+
+
+def problem_of(shape: Shape = SHAPE, options: tuple[str, ...] = (), **more) -> Problem:
+    problem = stored(Case(shape, "float32", options).make())
+    problem.options |= more
+    return problem
+
+
+@reference._quiet
+def rounded_weights(problem: Problem) -> numpy.ndarray:
+    """o in float64 with the weights that the kernel's products take."""
+    numbers = reference._Numbers.of(problem.q, "f8")
+    f = reference._forward(numbers, *problem.qkv, **problem.options)
+    most = f.p.max(axis=-1, keepdims=True, initial=0.0)
+    weights = (256.0 * f.p / numpy.where(most == 0.0, 1.0, most)).astype(FLOAT8).astype("f8") / 256.0 * most
+    return numpy.moveaxis(
+        reference._query_product(numbers, reference._drop(numbers, f, weights), f.v, f.listed), -3, -2
+    )
+
+
+def run(backend, problem: Problem, **more) -> tuple[numpy.ndarray, numpy.ndarray]:
+    on_device = problem.map(backend.array)
+    o, lse = flash.attention(*on_device.qkv, **on_device.options, return_lse=True, **more)
+    return backend.numpy(o), backend.numpy(lse)
+
+
+def check(backend, problem: Problem, dtype: numpy.dtype = BFLOAT16, **more) -> tuple[numpy.ndarray, numpy.ndarray]:
+    o, lse = run(backend, problem, **more)
+    exact, exact_lse, _ = run_reference(problem, "f8", with_dlse=False, backward=False)
+    assert o.dtype == dtype and lse.dtype == "f4"
+    assert_accurate("o", o, exact, [rounded_weights(problem).astype(dtype)])
+    assert_accurate_lse(lse, exact_lse, [run_reference(problem, "f4", with_dlse=False, backward=False)[1]])
+    return o, lse
+
+
+# ---- Results ---------------------------------------------------------------------------------------------------------
+
+DIMS = [(64, 64), (128, 128), (256, 256), (16, 16), (80, 112), (32, 208), (256, 16)]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("options", [(), ("softcap",)], ids=["plain", "options"])
+@pytest.mark.parametrize("D, Dv", DIMS)
+def test_head_dims(backend, D, Dv, options):
+    check(
+        backend, problem_of(Shape((), 67, 251, 2, 1, D, Dv), options, **{**FACTORS, "q_scale": 1.25, "v_scale": None})
+    )
+
+
+@pytest.mark.parametrize("D, Lq, Lk", [
+    (64, 1, 1), (64, 193, 160), (64, 64, 161), (64, 2, 321), (128, 129, 224), (128, 65, 225), (128, 5, 449),
+    (256, 128, 96), (256, 3, 97), (64, 3, 0), (64, 0, 3),
+])  # fmt: skip
+def test_lengths(backend, D, Lq, Lk):
+    check(backend, problem_of(Shape((1,), Lq, Lk, 1, 1, D, D)))
+
+
+OPTIONS = [
+    ("causal",), ("causal_top_left",), ("window", "sinks"), ("window_zero",), ("q_offset_array", "window_left"),
+    ("q_lens", "kv_lens"), ("kv_lens", "causal", "sinks"), ("scale_negative",), ("scale_zero",), ("scale", "causal"),
+    ("mask", "q_lens"), ("bias_wide", "kv_lens"), ("bias_of_keys",), ("alibi_of_batch", "causal"),
+    ("softcap", "sinks_wide"), ("dropout", "causal"), ("dropout_seed_array", "kv_lens"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids="-".join)
+def test_options(backend, options):
+    check(backend, problem_of(SHAPE, options, **FACTORS))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("blocks", [(64, 64), (128, 256)], ids=str)
+@pytest.mark.parametrize("D", [64, 128])
+def test_block_masks(backend, blocks, D):
+    """Unlisted blocks are neither read nor computed: NaN there reaches nothing."""
+    problem = problem_of(SHAPE._replace(N=(), Lq=130, Lk=500, D=D, Dv=D), ("causal",), k_scale=0.5)
+    rows, columns = -(-130 // blocks[0]), -(-500 // blocks[1])
+    dense = numpy.random.default_rng(1).random((4, rows, columns)) < 0.6
+    dense[..., 1] = False
+    problem.options["block_mask"] = flash.BlockMask.from_dense(dense, blocks, Lq=130, Lk=500)
+    for x in (problem.k, problem.v):
+        x[blocks[1] : 2 * blocks[1]] = math.nan
+    check(backend, problem)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("D", [64, 128, 256])
+def test_nan_past_the_lengths(backend, D):
+    problem = problem_of(Shape((3,), 70, 230, 1, 1, D, D), ("sinks",))
+    problem.options |= {"kv_lens": numpy.array([0, 100, 229]), "q_lens": numpy.array([70, 0, 69])}
+    for x, lengths in ((problem.q, "q_lens"), (problem.k, "kv_lens"), (problem.v, "kv_lens")):
+        for n, length in enumerate(problem.options[lengths]):
+            x[n, length:] = math.nan
+    o, lse = check(backend, problem)
+    assert not o[0].any() and not o[1].any() and not o[2, 69:].any()
+    assert (lse[1] == -math.inf).all() and (lse[2, :, 69:] == -math.inf).all()
+    numpy.testing.assert_allclose(lse[0], numpy.broadcast_to(problem.options["sinks"][:, None], (1, 70)), 1e-6)
+
+
+FACTOR_CASES = {
+    "numbers": {"q_scale": 2.0, "k_scale": 0.125, "v_scale": 3},
+    "negative": {
+        "q_scale": numpy.float32([[-1.0, 1.0], [-0.5, -2.0]]),
+        "k_scale": numpy.float32([[1.0, -1.0], [-1, 3]]),
+    },
+    "zero": {"q_scale": numpy.float32([[0.0, 1.0], [1.0, 1.0]]), "v_scale": numpy.float32([[1.0, 0.0], [2.0, 1.0]])},
+    "small": {"q_scale": 2.0**-70, "k_scale": 2.0**-70, "v_scale": 2.0**-20},
+}
+
+
+@pytest.mark.parametrize("options", [(), ("bias_wide",)], ids=["plain", "options"])
+@pytest.mark.parametrize("factors", FACTOR_CASES)
+def test_factors(backend, factors, options):
+    check(backend, problem_of(SHAPE, (*options, "causal"), **FACTOR_CASES[factors]))
+
+
+def test_large_scores(backend):
+    """lse beyond the range of float32's exp, and rows whose largest weight comes last."""
+    problem = problem_of(Shape((), 40, 400, 1, 1, 64, 64), scale=1.0, q_scale=8.0)
+    problem.k[...] = numpy.sort(problem.k.astype("f4"), axis=0).astype(FLOAT8)
+    _, lse = check(backend, problem)
+    assert lse.max() > 89.0
+
+
+def test_a_row_depends_on_no_other(backend):
+    problem = problem_of(SHAPE._replace(Lq=200, Lk=400), ("causal",), q_offset=150, **FACTORS)
+    o, lse = run(backend, problem)
+    q = numpy.ascontiguousarray(problem.q[1:, 130:150, 2:])
+    one = Problem(q, *(numpy.ascontiguousarray(x[1:, :, 1:]) for x in (problem.k, problem.v)), None, None)
+    one.options = {"causal": True, "q_offset": 280, "k_scale": 0.7, "q_scale": 3.0, "v_scale": numpy.float32([[0.1]])}
+    assert_same_bits(run(backend, one), (o[1:, 130:150, 2:], lse[1:, 2:, 130:150]))
+    for order in backend.orders():
+        with order:
+            assert_same_bits(run(backend, problem), (o, lse))
+
+
+# ---- How arrays lie --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("Dv", [64, 40, 21])
+def test_out(backend, dtype, Dv):
+    """In the type and with the strides that the caller chose."""
+    dtype = BFLOAT16 if dtype == "bfloat16" else numpy.dtype(dtype)
+    problem = problem_of(Shape((2,), 70, 90, 2, 2, 64, 64))
+    problem.v = problem.v[..., :Dv]
+    for memory, transpose in (
+        (numpy.zeros((2, 2, 70, Dv), dtype), True),
+        (numpy.zeros((2, 70, 2, Dv + 3), dtype), False),
+    ):
+        view = memory.swapaxes(1, 2) if transpose else memory[..., 1 : Dv + 1]
+        check(backend, problem, dtype, out=backend.array(view))
+
+
+def test_strides(backend):
+    """Heads before rows, a part of a longer array, and rows with a gap."""
+    wide = problem_of(Shape((2,), 90, 130, 2, 2, 64, 64))
+    wanted = run(backend, wide)
+    for place in (
+        lambda x: numpy.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2),
+        lambda x: numpy.concatenate([x, x], axis=1)[:, : x.shape[1]],
+        lambda x: numpy.concatenate([x, x[..., :16]], axis=-1)[..., :64],
+    ):
+        problem = Problem(*map(place, wide.qkv), None, None, {})
+        assert_same_bits(run(backend, problem), wanted)
+    odd = Problem(*(numpy.concatenate([x[..., :21], x[..., :11]], axis=-1)[..., :21] for x in wide.qkv), None, None, {})
+    check(backend, odd)  # 21 numbers in rows of 32
+
+
+# ---- What it doesn't take --------------------------------------------------------------------------------------------
+
+
+def zeros(*shape, dtype=FLOAT8):
+    return numpy.zeros(shape, dtype)
+
+
+NARROW, UNSUPPORTED, VALUE, TYPE = (2, 3, 2, 16), flash.UnsupportedError, flash.FlashValueError, flash.FlashTypeError
+WRONG = {
+    "head dim": ((1, 3, 1, 8), {}, UNSUPPORTED, "q: rows of float8_e4m3fn must start at multiples of 16 bytes"),
+    "large head dim": (
+        (1, 3, 1, 272), {}, UNSUPPORTED,
+        "[qv]: head dimensions of float8_e4m3fn must be at most 256, got 272; convert to float16",
+    ),
+    "blocks": (
+        (1, 64, 1, 64), {"block_mask": flash.BlockMask.causal(64, 64, 32)}, UNSUPPORTED,
+        "block_mask: blocks must be at least 64 x 64 with float8_e4m3fn, got 32 x 32; convert to float16",
+    ),
+    "out": (
+        NARROW, {"out": zeros(*NARROW)}, TYPE, "out: dtype must be float16 or bfloat16 or float32, got float8_e4m3fn",
+    ),
+    "factor shape": (NARROW, {"q_scale": numpy.ones(2, "f4")}, VALUE, r"q_scale: shape must be .*N \+ \(Hk,\)"),
+    "factor dtype": (NARROW, {"v_scale": numpy.ones((2, 2))}, TYPE, "v_scale: dtype must be float32, got float64"),
+    "factor kind": (NARROW, {"k_scale": "2"}, TYPE, "k_scale: must be a real number, got '2'"),
+    "bias": (NARROW, {"bias": zeros(3, 3)}, TYPE, "bias: dtype must be float32, got float8_e4m3fn"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input(backend, case):
+    shape, options, error, message = WRONG[case]
+    x = backend.array(zeros(*shape))
+    options = {name: backend.array(y) if isinstance(y, numpy.ndarray) else y for name, y in options.items()}
+    with pytest.raises(error, match=message):
+        flash.attention(x, x, x, **options)
+
+
+def test_what_only_other_types_have(backend):
+    x, y = backend.array(zeros(1, 3, 2, 16)), backend.array(zeros(1, 3, 2, 16, dtype="f4"))
+    with pytest.raises(flash.FlashTypeError, match="k: dtype must be float8_e4m3fn as in q, got float32"):
+        flash.attention(x, y, y)
+    with pytest.raises(flash.UnsupportedError, match="q: float8_e4m3fn has no backward; convert to"):
+        flash.attention_backward(y, x, x, x, y, backend.array(zeros(1, 2, 3, dtype="f4")))
+    with pytest.raises(flash.UnsupportedError, match="q: probabilities of float8_e4m3fn aren't computed; convert to"):
+        flash.attention_weights(x, x)
+    with pytest.raises(flash.FlashTypeError, match="q_scale: is for float8_e4m3fn only, q is float32"):
+        flash.attention(y, y, y, q_scale=2.0)
+
+
+@pytest.mark.emulated
+def test_other_gpus():
+    Emulated().require()
+    for number, capability in ((emulated.SMALL, "8.6"), (emulated.AMPERE, "8.0")):
+        with emulated.Device(number):
+            x = Emulated().array(zeros(1, 3, 2, 16))
+            message = rf"q: float8_e4m3fn needs a Hopper GPU \(.*9.0\), this one has {capability}; convert to float16"
+            for call in (flash.attention, flash.explain, flash.workspace_bytes):
+                with pytest.raises(flash.UnsupportedError, match=message):
+                    call(x, x, x)
+
+
+def test_explain(backend):
+    x = backend.array(zeros(2, 300, 4, 128))
+    told = flash.explain(x, x, x, causal=True)
+    assert told.kernel == "forward_fp8_sm90" and told.limit is None and told.dtype == "float8_e4m3fn"
+    assert (told.tiles["block_q"], told.tiles["block_k"], told.workspace_bytes) == (128, 224, 0)
+    size = 2 * 300 * 4 * 128
+    assert told.bytes_read == 3 * size and told.bytes_written == 2 * size + 4 * 2 * 4 * 300
+
+
+# ---- What it counts, on the emulator ---------------------------------------------------------------------------------
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}], ids=["plain", "options"])
+@pytest.mark.parametrize("D", [64, 128, 256])
+def test_counts(D, options):
+    """Products as many as tiles have, each number of v transposed once a tile, no bank conflict, bytes by formula."""
+    kind, Lq, Lk = Emulated(), 192, 448
+    kind.require()
+    tile = FORWARD_FP8[D, bool(options)]
+    tiles, steps = -(-Lq // tile.rows), -(-Lk // tile.columns)
+    q, k, v = (kind.array(zeros(length, 1, D)) for length in (Lq, Lk, Lk))
+    emulated.launches()
+    flash.attention(q, k, v, **options)
+    (launch,) = emulated.launches()
+    products = D // DEPTH_FP8 + tile.columns // DEPTH_FP8
+    assert launch["wgmma"] == 4 * tile.warpgroups * products * tiles * steps  # each of a warpgroup's warps counts
+    pieces = tile.columns // 32 * D // 16 * tiles * steps
+    counted = {name: launch["opcodes"][name] for name in ("ldmatrix.shared", "stmatrix.shared", "prmt")}
+    assert counted == {"ldmatrix.shared": pieces, "stmatrix.shared": pieces, "prmt": 4 * pieces}
+    assert launch["bank_conflicts"] == 0 and launch["block"][0] == tile.threads
+    buffers = {x["address"]: x for x in launch["buffers"]}
+    read = [buffers[x.data.ptr]["read_bytes"] for x in (q, k, v)]
+    assert read == [Lq * D, tiles * Lk * D, tiles * Lk * D]
+    (written,) = (x for x in launch["buffers"] if x["written_bytes"] and x["name"].endswith("bfloat16"))
+    assert written["written_bytes"] == 2 * Lq * D == 32 * written["written_sectors"]
+
+
+# ---- What it costs in accuracy ---------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs/forward_fp8_sm90.md"
+
+
+@cache
+def table_inputs(outliers: bool) -> tuple[numpy.ndarray, ...]:
+    """FlashAttention-3's inputs (section 4.3), in float64: N(0, 1), and N(0, 100) added to one number in a thousand."""
+    rng = numpy.random.default_rng(20)
+    arrays = []
+    for _ in range(3):
+        x = rng.normal(size=(1, 1024, 2, 128))
+        noise = 10.0 * rng.normal(size=x.shape) * (rng.random(x.shape) < 0.001)
+        arrays.append(x + noise if outliers else x)
+    return (arrays[0][:, :128], *arrays[1:])
+
+
+def quantized(x: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """With a factor for each head, whose largest number becomes 448."""
+    factor = (numpy.abs(x).max(axis=(1, 3)) / 448.0).astype("f4")
+    return (x / factor[:, None, :, None]).astype(FLOAT8), factor
+
+
+def rotation(d: int) -> numpy.ndarray:
+    """Random signs, then a Hadamard matrix: it spreads an outlier over all of its row."""
+    matrix = numpy.ones((1, 1))
+    while len(matrix) < d:
+        matrix = numpy.block([[matrix, matrix], [matrix, -matrix]])
+    return numpy.random.default_rng(21).choice((-1.0, 1.0), d)[:, None] * matrix / math.sqrt(d)
+
+
+def rmse(o: numpy.ndarray, exact: numpy.ndarray) -> float:
+    return float(numpy.sqrt(numpy.mean(numpy.square(o.astype("f8") - exact))))
+
+
+def errors_in_the_table(backend, outliers: bool) -> dict[str, float]:
+    q, k, v = table_inputs(outliers)
+    exact = reference.attention(q, k, v, dtype="f8")
+    found = {}
+    for name in ("float16", "bfloat16"):
+        dtype = BFLOAT16 if name == "bfloat16" else numpy.dtype(name)
+        rounded = [x.astype(dtype) for x in (q, k, v)]
+        found[f"{name}, standard attention"] = rmse(reference.attention(*rounded), exact)
+        found[f"{name}, `forward_sm90`"] = rmse(run(backend, Problem(*rounded, None, None))[0], exact)
+    matrix = rotation(q.shape[-1])
+    for name, arrays in {"": (q, k, v), ", q and k rotated": (q @ matrix, k @ matrix, v)}.items():
+        (q8, q_scale), (k8, k_scale), (v8, v_scale) = map(quantized, arrays)
+        problem = Problem(q8, k8, v8, None, None, {"q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale})
+        if not name:
+            in_float64 = reference.attention(q8, k8, v8, **problem.options, dtype="f8")
+            found["float8, mathematics in float64"] = rmse(in_float64, exact)
+        found[f"float8, `forward_fp8_sm90`{name}"] = rmse(run(backend, problem)[0], exact)
+        if not name:
+            found["the same against float64 on the stored numbers"] = rmse(run(backend, problem)[0], in_float64)
+    return found
+
+
+def test_errors_are_those_of_the_page(backend):
+    plain, outliers = (errors_in_the_table(backend, x) for x in (False, True))
+    rows = re.findall(r"^\| (b?float.*?|the same.*?) \| ([\d.e-]+) \| ([\d.e-]+) \|$", PAGE.read_text(), re.MULTILINE)
+    assert {row[0] for row in rows} == plain.keys(), [(x, f"{plain[x]:.2g}", f"{outliers[x]:.2g}") for x in plain]
+    for name, *stated in rows:
+        for text, found in zip(stated, (plain[name], outliers[name]), strict=True):
+            assert found == pytest.approx(float(text), rel=0.06), (name, found)
