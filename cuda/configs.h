@@ -221,6 +221,10 @@ FLASH_INLINE constexpr WarpgroupTile forward_fp8_sm90_tile(int head_dim, bool ha
   if (head_dim == 64) return {192, 160, true};
   return {128, head_dim == 128 ? 224 : 96, true};
 }
+// As kPieceKeys: 8 tiles, or 16 at 256.
+FLASH_INLINE constexpr int fp8_piece_keys(int head_dim) {
+  return head_dim == 64 ? 1280 : head_dim == 128 ? 1792 : 1536;
+}
 constexpr int kLongStepBytes = 80;
 // Weights are 2^8 p: up to 256, within e4m3's 448.
 constexpr int kWeightShift = 8;

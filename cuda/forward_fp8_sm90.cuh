@@ -49,10 +49,11 @@ __device__ __forceinline__ void store_four(float4 x, const Rows &to, char *place
   }
 }
 
-// Numbers [a][b] of a warpgroup become the rows at position_of(a), nothing where that is negative. Lanes 2n and 2n + 1
-// swap half of what they have of 16 columns, so that each has four neighbours and a quad stores whole sectors.
-template <int kColumns, class PositionOf>
-__device__ __forceinline__ void store_rows(const float (&from)[2][kColumns], const Rows &to, int64_t b, int head,
+// Numbers [a][b] of a warpgroup become the rows at position_of(a) of head head_of(a), nothing where the position is
+// negative. Lanes 2n and 2n + 1 swap half of what they have of 16 columns, so that each has four neighbours and a quad
+// stores whole sectors.
+template <int kColumns, class HeadOf, class PositionOf>
+__device__ __forceinline__ void store_rows(const float (&from)[2][kColumns], const Rows &to, int64_t b, HeadOf head_of,
                                            int columns, PositionOf position_of) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const bool is_odd = lane % 2 != 0;
@@ -62,7 +63,7 @@ __device__ __forceinline__ void store_rows(const float (&from)[2][kColumns], con
     const int position = position_of(a);
     const int left = position < 0 ? 0 : columns - first_column;
     char *const place = static_cast<char *>(to.view.data) +
-                        (b * to.view.batch + head * to.view.head + position * to.view.row + first_column) * bytes;
+                        (b * to.view.batch + head_of(a) * to.view.head + position * to.view.row + first_column) * bytes;
 #pragma unroll
     for (int n = 0; n < kColumns; n += 4) {
       const float *x = from[a] + n;
@@ -156,9 +157,10 @@ __global__ void __launch_bounds__(forward_fp8_sm90_tile(kHeadDim, kOptions).thre
   KeyTurn k_turn, v_turn;
   for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tasks.count(); ++round) {
     const Task task = tasks.at(index);
-    const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, task.head);
+    const int log2_heads = params.hopper.log2_heads, first_head = task.head << log2_heads;
+    const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, first_head);
     const Band band = band_of(x.window, head.sequence);
-    const auto query_of = [&](int a) { return task.begin + row_of_thread + 8 * a; };
+    const auto query_of = [&](int a) { return (task.begin + row_of_thread + 8 * a) >> log2_heads; };
     // With options, and where the exponent's factor would be no normal number above 0, scores are multiplied first.
     const float factor =
         factor_of(params.q_scale, task.b, head.kv_head) * factor_of(params.k_scale, task.b, head.kv_head);
@@ -175,7 +177,8 @@ __global__ void __launch_bounds__(forward_fp8_sm90_tile(kHeadDim, kOptions).thre
     const auto finish_scores = [&](float (&alpha)[2]) {
       const auto &step = shared.steps[k_turn.stage()];
       const int begin = task.begin + first_row;
-      const bool sees_all = all_see_all(band, begin, begin + kWarpgroupRows - 1, step.least, step.most);
+      const bool sees_all =
+          all_see_all(band, begin >> log2_heads, (begin + kWarpgroupRows - 1) >> log2_heads, step.least, step.most);
       const auto part = part_of<Side::kQueries, 2, kScores, Neighbour::kFourLanesOff>(
           query_of, [&](int b) { return step.first[b / 4] + b / 2 % 2 * 8 + fragment_column(lane) + b % 2; });
       if (goes_first) {
@@ -251,16 +254,28 @@ __global__ void __launch_bounds__(forward_fp8_sm90_tile(kHeadDim, kOptions).thre
     release(shared.q_ring, q_turn);
     q_turn.advance();
 
-    const int end = tasks.end_of(task);
+    const auto head_of_row = [&](int a) {
+      return first_head + ((task.begin + row_of_thread + 8 * a) & ((1 << log2_heads) - 1));
+    };
+    // Of a piece of the keys: in float32, where another kernel merges them, and without the sink, which is in no piece.
+    const KeyPieces &pieces = params.hopper.pieces;
+    const bool is_piece = pieces.count > 1;
+    const int64_t of_head = x.Lq, of_batch = x.Hq * of_head, first = tasks.piece(index) * x.B * of_batch;
+    const LseView lse = is_piece ? LseView{pieces.lse + first, of_batch, of_head, 1} : forward.lse;
+    const Rows to = is_piece ? Rows{{pieces.o + first * x.Dv, of_batch * x.Dv, x.Dv, of_head * x.Dv},
+                                    DType::kFloat32,
+                                    x.Dv % 4 == 0 ? 4 : 1}
+                             : forward.o;
+    const int end = ((tasks.end_of(task) - 1) >> log2_heads) + 1;
     float scale[2];
     finish_rows(
-        x, forward.lse, sums, task.b, [&](int) { return task.head; }, head.sequence.q_len, end, query_of,
-        [&](int) { return sink_of(x, task.head); }, scale);
+        x, lse, sums, task.b, head_of_row, head.sequence.q_len, end, query_of,
+        [&](int a) { return is_piece ? -infinity() : sink_of(x, head_of_row(a)); }, scale);
     const float v_factor = factor_of(params.v_scale, task.b, head.kv_head);
 #pragma unroll
     for (int a = 0; a < 2; ++a) scale[a] = scale[a] == 0 ? 0 : scale[a] * v_factor;  // nothing stays nothing
     scale_rows(o, scale);
-    store_rows(o, forward.o, task.b, task.head, x.Dv, [&](int a) { return query_of(a) < end ? query_of(a) : -1; });
+    store_rows(o, to, task.b, head_of_row, x.Dv, [&](int a) { return query_of(a) < end ? query_of(a) : -1; });
   }
 }
 

@@ -309,9 +309,7 @@ KernelLaunch plain_launch(Operation operation, int64_t tasks, int shared_bytes) 
 }
 
 int cuda_log2_heads(const Problem &problem, int tile_rows) {
-  if (problem.dtype == DType::kFloat8 || problem.Lq >= tile_rows || has_score_options(problem) ||
-      problem.blocks.block_q != 0)
-    return 0;
+  if (problem.Lq >= tile_rows || has_score_options(problem) || problem.blocks.block_q != 0) return 0;
   int log2_heads = 0;
   for (int64_t group = problem.Hq / problem.Hk; group % 2 == 0 && 2 << log2_heads <= kWarpgroupRows; group /= 2)
     ++log2_heads;
@@ -332,10 +330,13 @@ Tiles cuda_tiles_of_heads(const Problem &problem, int tile_rows) {
 
 CudaForwardMemory place_cuda_forward(char *base, const Problem &problem, const CudaDevice &device) {
   CudaForwardMemory memory{{1, 0, nullptr, nullptr}, 0};
-  if (problem.Lq > kMostQueriesOfPieces || choose(problem, 0, device).family != Family::kSm90) return memory;
-  const int64_t count = ceil_div(problem.Lk, kPieceKeys), rows = count * problem.B * problem.Hq * problem.Lq;
+  const Choice choice = choose(problem, 0, device);
+  const bool is_float8 = choice.family == Family::kFp8Sm90;
+  if (problem.Lq > kMostQueriesOfPieces || (choice.family != Family::kSm90 && !is_float8)) return memory;
+  const int64_t keys = is_float8 ? fp8_piece_keys(choice.head_dim) : kPieceKeys;
+  const int64_t count = ceil_div(problem.Lk, keys), rows = count * problem.B * problem.Hq * problem.Lq;
   if (count < 2) return memory;
-  memory.pieces = {count, kPieceKeys, nullptr, nullptr};
+  memory.pieces = {count, keys, nullptr, nullptr};
   memory.pieces.o = take(base, &memory.bytes, rows * problem.Dv);
   memory.pieces.lse = take(base, &memory.bytes, rows);
   return memory;

@@ -175,6 +175,38 @@ def test_large_scores(backend):
     assert lse.max() > 89.0
 
 
+FEW = [(), ("causal", "kv_lens"), ("sinks", "q_lens"), ("window_left",), ("softcap", "dropout")]
+
+
+@pytest.mark.parametrize("options", FEW, ids="-".join)
+@pytest.mark.parametrize(
+    "D, Lq, Lk, Hq", [(64, 1, 2600, 16), (128, 17, 1800, 3), (256, 2, 1600, 8), (64, 64, 1281, 2), (128, 5, 300, 4)]
+)
+def test_few_queries(backend, D, Lq, Lk, Hq, options):
+    """Heads that share keys share a tile, and keys come in pieces of 1280, 1792 or 1536."""
+    check(backend, problem_of(Shape((1,), Lq, Lk, Hq, 1, D, D), options, q_scale=1.5, v_scale=numpy.float32([[-2.0]])))
+
+
+def test_few_queries_with_blocks_and_strange_rows(backend):
+    problem = problem_of(Shape((2,), 60, 2000, 2, 2, 64, 64), ("kv_lens",), **FACTORS)
+    dense = numpy.random.default_rng(3).random((2, 1, 8)) < 0.6
+    problem.options["block_mask"] = flash.BlockMask.from_dense(dense, (64, 256), Lq=60, Lk=2000)
+    check(backend, problem)
+    problem = problem_of(Shape((2,), 3, 1500, 6, 1, 64, 64), k_scale=0.5)
+    problem.v = problem.v[..., :21]
+    out = backend.array(numpy.zeros((2, 6, 3, 21), "f4").swapaxes(1, 2))
+    check(backend, problem, numpy.dtype("f4"), out=out)
+
+
+def test_few_queries_depend_on_no_other(backend):
+    problem = problem_of(Shape((3,), 2, 2700, 4, 1, 64, 64), ("sinks",), kv_lens=numpy.array([2700, 100, 2000]))
+    o, lse = run(backend, problem)
+    for b in range(3):
+        options = {**problem.options, "kv_lens": problem.options["kv_lens"][b : b + 1]}
+        alone = Problem(*(x[b : b + 1] for x in problem.qkv), None, None, options)
+        assert_same_bits(run(backend, alone), (o[b : b + 1], lse[b : b + 1]))
+
+
 def test_a_row_depends_on_no_other(backend):
     problem = problem_of(SHAPE._replace(Lq=200, Lk=400), ("causal",), q_offset=150, **FACTORS)
     o, lse = run(backend, problem)

@@ -380,6 +380,10 @@ void test_heads_together() {
 // Few queries: heads that share keys share a tile, and keys are split into pieces, whatever the batch.
 void test_few_queries() {
   CHECK(kPieceKeys % 256 == 0);
+  for (int head_dim : kFp8HeadDims)
+    for (bool has_options : {false, true})
+      CHECK(fp8_piece_keys(head_dim) % 256 == 0 &&
+            fp8_piece_keys(head_dim) % forward_fp8_sm90_tile(head_dim, has_options).columns == 0);
   for (int head_dim : kHopperHeadDims)
     for (bool has_options : {false, true}) CHECK(kPieceKeys % forward_sm90_tile(head_dim, has_options).columns == 0);
   struct {
