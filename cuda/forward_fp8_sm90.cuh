@@ -9,8 +9,8 @@
 // wgmma takes 8-bit operands along rows only, and p v adds up over v's rows: hence v^T, whose numbers lie in the order in
 // which registers hold p (packed_column in isa/index.h). Weights are 2^8 p, up to 256 of e4m3's 448, so that p counts down
 // to 2^-18. Numbers stand for themselves times a factor of their key head: those of q and k go into the exponent, that of
-// v into the last factor of o. o is rounded to its own type and goes from registers to memory. Launched by
-// src/cuda_calls.cpp through instances.def.
+// v into the last factor of o. o is rounded to its own type and goes from registers to memory. Few queries are treated as
+// in forward_sm90.cuh. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
 #include <cfloat>
 
