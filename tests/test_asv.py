@@ -184,3 +184,23 @@ def test_compare_on_a_tiny_case(environment, tmp_path):
     again = tmp_path / "again.md"
     run([BENCH / "compare.py", "--input", json_file, "--markdown", again], environment)
     assert again.read_text() == tables
+
+
+@needs_torch
+def test_compare_cuda_without_a_gpu(environment, tmp_path):
+    json_file, markdown_file = tmp_path / "results.json", tmp_path / "results.md"
+    sizes = ["--tokens", 256, "--hidden", 64, "--lengths", 64, 256, "--dims", 32, "--product-size", 64]
+    rounds = ["--device", "cpu", "--fewest", 2, "--seconds", 0]
+    output = run(
+        [BENCH / "compare_cuda.py", *rounds, *sizes, "--output", json_file, "--markdown", markdown_file], environment
+    )
+    rows = strict(json_file.read_text())["rows"]
+    assert [row["operation"] for row in rows] == ["forward"] * 4 + ["backward"] * 4 + ["block-sparse"]
+    for row in rows[:-1]:
+        assert {"flash", "FlashAttention-2", "product"} <= set(row["sides"]) and "cuDNN" in row["left_out"]
+        assert row["batch"] * row["length"] == 256 and row["heads"] * row["dim"] == 64
+    for row in rows:
+        assert all(side["ms"] > 0 and side["tflops"] > 0 and side["rounds"] == 2 for side in row["sides"].values())
+    assert set(rows[-1]["sides"]) == {"flash", "block-sparse 10 %", "block-sparse 100 %", "product"}
+    tables = markdown_file.read_text()
+    assert "| forward D 32 L 64 causal |" in tables and tables.strip() in output
