@@ -346,29 +346,34 @@ HOPPER_HEAD_DIMS = 64, 96, 128, 192, 256
 MOST_BACKWARD_HOPPER_DIM = 128
 LONG = Shape((1,), 290, 300, 2, 1), Shape((2,), 200, 270, 2, 2), Shape((2,), 140, 420, 1, 1)
 PACKED = Shape((2,), 37, 200, 4, 1)  # heads that share keys share a tile
-PIECES = Shape((2,), 5, 1600, 2, 1)  # keys come in pieces
+PIECES = Shape((2,), 20, 1600, 2, 1)  # keys come in pieces
 HOPPER_PLAIN: tuple[tuple[type[Case], int, Shape, tuple[str, ...]], ...] = (
     (Case, FULL, LONG[0], ()),
     (Case, UNITS, LONG[1], ("causal", "sinks")),
     (Case, UNITS, LONG[2], ("window", "kv_lens", "q_lens", "sinks_wide")),
     (PaddedRows, SINGLES, LONG[1], ("kv_lens", "q_offset_array")),
     (HopperBlocks, UNITS, LONG[1], ("kv_lens", "q_lens", "sinks")),
+    (HopperBlocks, UNITS, LONG[2], ("window",)),
     (LargeBlocks, UNITS, LONG[2], ("window_left", "q_lens", "sinks")),
     (PaddedRows, ONE_OVER, PACKED, ("causal", "q_lens", "sinks")),
     (Case, UNITS, PACKED, ("window_left", "kv_lens")),
     (Case, UNITS, PIECES, ("kv_lens", "sinks", "q_lens")),
     (PaddedRows, SINGLES, PIECES, ("causal", "sinks")),
+    (OtherIntegers, UNITS, PIECES, ("kv_lens", "q_lens")),
     (FarKeys, FULL, PIECES, ()),
+    (NarrowBand, UNITS, LONG[1], ()),
 )
 HOPPER_SCORES: tuple[tuple[type[Case], int, Shape, tuple[str, ...]], ...] = (
     (ZeroSlope, FULL, LONG[1], ("mask", "alibi", "dropout")),
     (PaddedRows, SINGLES, LONG[1], ("bias", "softcap", "causal", "sinks")),
     (Case, UNITS, LONG[2], ("bias_wide", "dropout_seed_array", "kv_lens", "q_lens", "window")),
     (HopperBlocks, UNITS, LONG[1], ("softcap", "mask_of_keys", "alibi_of_batch", "q_lens", "sinks_wide")),
+    (HopperBlocks, UNITS, LONG[2], ("window", "softcap")),
     (LargeBlocks, UNITS, LONG[2], ("scale_negative", "q_offset_array", "bias_of_keys", "sinks")),
     (PaddedRows, ONE_OVER, PACKED, ("bias", "alibi", "mask", "q_offset", "window", "dropout", "softcap", "sinks")),
     (Case, UNITS, PIECES, ("softcap", "mask_of_keys", "kv_lens", "sinks")),
     (PaddedRows, SINGLES, PIECES, ("dropout", "q_lens")),
+    (NarrowBand, UNITS, LONG[1], ("mask_of_keys",)),
 )
 
 
@@ -386,3 +391,22 @@ def hopper_cases() -> Iterator[Case]:
                 has_small_blocks = isinstance(case, SmallBlocks) or any("block_mask" in name for name in case.options)
                 if rows_fit and not has_small_blocks and not isinstance(case, OddRows):
                     yield case
+
+
+FLOAT8: tuple[tuple[type[Case], tuple[str, ...]], ...] = (
+    (Case, ()),
+    (Case, ("causal", "sinks")),
+    (Case, ("window", "kv_lens", "q_lens")),
+    (Case, ("q_offset_array", "window_left")),
+    (HopperBlocks, ("window", "kv_lens")),
+    (Case, ("softcap", "mask", "kv_lens", "sinks")),
+    (ZeroSlope, ("bias_wide", "alibi", "dropout")),
+    (Case, ("dropout_seed_array", "bias_of_keys", "causal", "sinks_wide", "q_lens")),
+    (HopperBlocks, ("alibi_of_batch", "window", "q_lens")),
+)
+
+
+def float8_cases() -> Iterator[Case]:
+    for D, Dv in ((64, 64), (48, 32), (128, 128), (112, 80), (256, 256), (208, 144)):
+        for make, options in FLOAT8:
+            yield make(Shape((2,), 200, 520, 4, 2, D, Dv), "float32", options)

@@ -23,12 +23,15 @@ from fault_cases import (
     SEED,
     SHAPES,
     OtherIntegers,
+    PaddedRows,
     cases,
+    float8_cases,
     hopper_cases,
     words,
 )
 from numeric import GRADIENTS, answers, assert_accurate, assert_accurate_lse, run_exact, run_naive
 from problems import Case, Problem, Shape, dtype_of, sum_dtype
+from test_float8 import FACTORS, check_results, stored
 
 import flash
 from flash._lib import check, lib
@@ -74,6 +77,46 @@ class Forward(OfCase):
         answers(self.case).check_forward(outputs["o"], lse, backward=True)
 
 
+@dataclass(frozen=True)
+class ForwardInto(Forward):
+    """The same into rows of a longer array, from the last to the first: no map can be made of them."""
+
+    def run(self) -> Outputs:
+        p, Dv = self.device, self.case.shape.Dv
+        wide = KIND.array(numpy.full((*p.q.shape[:-1], Dv + 8), numpy.nan, p.q.dtype))
+        out = wide.view_by(lambda host: host[..., ::-1, :, :Dv])
+        _, lse = flash.attention(*p.qkv, **p.options, return_lse=True, out=out)
+        return {"o": emulated.asnumpy(out), "lse": emulated.asnumpy(lse)}
+
+
+@dataclass(frozen=True)
+class Float8(OfCase):
+    """o and lse of q, k and v in float8, with a factor for each head that has keys; o of a type, at odd places."""
+
+    out: str = ""
+
+    @cached_property
+    def problem(self) -> Problem:
+        problem = stored(self.case.make())
+        problem.options |= FACTORS
+        return problem
+
+    @cached_property
+    def device(self) -> Problem:
+        return getattr(self.case, "on_device", lambda problem: problem.map(KIND.array))(self.problem)
+
+    def run(self) -> Outputs:
+        p, out = self.device, None
+        if self.out:
+            wide = KIND.array(numpy.full((*p.q.shape[:-1], self.case.shape.Dv + 1), numpy.nan, dtype_of(self.out)))
+            out = wide.view_by(lambda host: host[..., :-1])
+        o, lse = flash.attention(*p.qkv, **p.options, return_lse=True, out=out)
+        return {"o": emulated.asnumpy(o), "lse": emulated.asnumpy(lse)}
+
+    def judge(self, outputs: Outputs) -> None:
+        check_results(self.problem, outputs["o"], outputs["lse"])
+
+
 @lru_cache(maxsize=64)
 def on_cpu(case: Case) -> tuple[Any, Any, flash.Gradients]:
     """o, lse and gradients of the CPU backend."""
@@ -87,6 +130,7 @@ class Backward(OfCase):
     """Some gradients, from what the CPU backend found in the forward."""
 
     wrt: tuple[str, ...]
+    deterministic: bool = False
 
     @property
     def cost(self) -> float:
@@ -99,8 +143,9 @@ class Backward(OfCase):
 
     def run(self) -> Outputs:
         p = self.device
+        dlse = KIND.array(answers(self.case).problem.dlse)
         gradients = flash.attention_backward(
-            p.do, *p.qkv, *self.saved, **p.options, dlse=KIND.array(answers(self.case).problem.dlse), wrt=self.wrt
+            p.do, *p.qkv, *self.saved, **p.options, dlse=dlse, wrt=self.wrt, deterministic=self.deterministic
         )
         return {f"d{name}": emulated.asnumpy(getattr(gradients, f"d{name}")) for name in self.wrt}
 
@@ -283,9 +328,13 @@ def of_case(case: Case) -> Iterator[Any]:
 
 def of_hopper_case(case: Case) -> Iterator[Any]:
     yield Forward(case)
+    if type(case) is Case and "kv_lens" in case.options:
+        yield ForwardInto(case)
     if max(case.shape.D, case.shape.Dv) > MOST_BACKWARD_HOPPER_DIM:
         return
     yield Backward(case, ("q", "k", "v"))
+    if type(case) is Case:
+        yield Backward(case, ("q", "k", "v"), deterministic=True)
     if isinstance(case, OtherIntegers):
         yield Forward(case, with_lse=False)
         yield Backward(case, ("q", "k"))
@@ -302,8 +351,14 @@ def problems() -> Iterator[Any]:
             yield FewBlocks(problem, blocks) if several else problem
     for case in hopper_cases():
         for problem in of_hopper_case(case):
-            stays = isinstance(problem, Forward)  # its blocks of threads take one tile after the other
+            # Its blocks of threads take one tile after the other.
+            stays = type(problem) is Forward and not isinstance(case, PaddedRows)
             yield FewBlocks(problem, 3) if stays and case.shape.N != (1,) else problem
+    for case in float8_cases():
+        yield FewBlocks(Float8(case), 3)
+        if "sinks" in case.options:
+            for out in DTYPES:
+                yield Float8(case, out)
     long = Case(Shape((2,), 777, 5, 3, 1, 8, 16), "float16", ("sinks", "q_lens"))
     yield FewBlocks(Backward(long, ("sinks",)), 2)
     yield Weights(Case(SHAPES[0]._replace(D=64, Dv=64), "float32", ("causal",)), (69, 0, 3, 3))

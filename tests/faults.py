@@ -108,8 +108,10 @@ def _short(mangled: str) -> str:
     if name is None:
         return mangled
     start, length = name.end(), int(name[1])
-    arguments = re.match(r"I((?:NS_\d+[A-Za-z]+E|L(?:NS_\d+[A-Za-z]+E|[a-z]+)\d+E)+)E", mangled[start + length :])
-    values = re.findall(r"L(NS_\d+[A-Za-z]+E|[a-z]+)(\d+)E", arguments[1]) if arguments else []
+    arguments = re.match(
+        r"I((?:NS_\d+[A-Za-z0-9]+?E|L(?:NS_\d+[A-Za-z0-9]+?E|[a-z]+)\d+E)+)E", mangled[start + length :]
+    )
+    values = re.findall(r"L(NS_\d+[A-Za-z0-9]+?E|[a-z]+)(\d+)E", arguments[1]) if arguments else []
     texts = [("false", "true")[int(value)] if type_ == "b" else value for type_, value in values]
     return mangled[start : start + length] + (f"<{', '.join(texts)}>" if texts else "")
 

@@ -77,12 +77,17 @@ def run(backend, problem: Problem, **more) -> tuple[numpy.ndarray, numpy.ndarray
     return backend.numpy(o), backend.numpy(lse)
 
 
+def check_results(problem: Problem, o: numpy.ndarray, lse: numpy.ndarray) -> None:
+    exact, exact_lse, _ = run_reference(problem, "f8", with_dlse=False, backward=False)
+    assert lse.dtype == "f4"
+    assert_accurate("o", o, exact, [rounded_weights(problem).astype(o.dtype)])
+    assert_accurate_lse(lse, exact_lse, [run_reference(problem, "f4", with_dlse=False, backward=False)[1]])
+
+
 def check(backend, problem: Problem, dtype: numpy.dtype = BFLOAT16, **more) -> tuple[numpy.ndarray, numpy.ndarray]:
     o, lse = run(backend, problem, **more)
-    exact, exact_lse, _ = run_reference(problem, "f8", with_dlse=False, backward=False)
-    assert o.dtype == dtype and lse.dtype == "f4"
-    assert_accurate("o", o, exact, [rounded_weights(problem).astype(dtype)])
-    assert_accurate_lse(lse, exact_lse, [run_reference(problem, "f4", with_dlse=False, backward=False)[1]])
+    assert o.dtype == dtype
+    check_results(problem, o, lse)
     return o, lse
 
 
