@@ -300,6 +300,7 @@ def cases() -> Iterator[Case]:
     for dtype, name in (("float32", "bias"), ("float16", "bias_of_keys"), ("bfloat16", "bias_wide")):
         yield Case(Shape((2, 3), 21, 33, 2, 1, 24, 16), dtype, (name, "block_mask"))
     yield Case(Shape((2,), 21, 33, 2, 1, 64, 32), "float16", ("q_lens",))  # rows of whole pieces
+    yield Case(Shape((2,), 5, 9, 1, 1, 64, 32), "float16", ())  # the same, and cheap
     for axis in range(5):
         yield BroadcastBias(Shape((2, 3), 70, 150, 2, 1, 24, 16), "float32", ("bias",), axis=axis)
     yield Case(Shape((5,), 21, 33, 2, 1, 24, 16), "float32", ("bias_wide",))  # in five splits
