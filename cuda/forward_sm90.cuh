@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     }
     finish(params.forward.lse, [&](int a) { return sink_of(x, head_of_row(a)); }, scale);
     put_rows<T>(o, q_tile, first_row + thread / kWarp * kMmaRows, [](int c) { return c / 2; });
-    if (params.has_o_map) fence_shared_for_async();
+    fence_shared_for_async();  // for the boxes of o, or of the next q
     sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
     const auto batch = static_cast<int>(task.b);
     if (params.has_o_map) {

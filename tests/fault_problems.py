@@ -23,7 +23,6 @@ from fault_cases import (
     SEED,
     SHAPES,
     OtherIntegers,
-    PaddedRows,
     cases,
     float8_cases,
     hopper_cases,
@@ -352,7 +351,7 @@ def problems() -> Iterator[Any]:
     for case in hopper_cases():
         for problem in of_hopper_case(case):
             # Its blocks of threads take one tile after the other.
-            stays = type(problem) is Forward and not isinstance(case, PaddedRows)
+            stays = isinstance(problem, Forward)
             yield FewBlocks(problem, 3) if stays and case.shape.N != (1,) else problem
     for case in float8_cases():
         yield FewBlocks(Float8(case), 3)
