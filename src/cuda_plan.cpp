@@ -333,7 +333,7 @@ CudaForwardMemory place_cuda_forward(char *base, const Problem &problem, const C
   const Choice choice = choose(problem, 0, device);
   const bool is_float8 = choice.family == Family::kFp8Sm90;
   if (problem.Lq > kMostQueriesOfPieces || (choice.family != Family::kSm90 && !is_float8)) return memory;
-  const int64_t keys = is_float8 ? fp8_piece_keys(choice.head_dim) : kPieceKeys;
+  const int keys = is_float8 ? fp8_piece_keys(choice.head_dim) : kPieceKeys;
   const int64_t count = ceil_div(problem.Lk, keys), rows = count * problem.B * problem.Hq * problem.Lq;
   if (count < 2) return memory;
   memory.pieces = {count, keys, nullptr, nullptr};
