@@ -339,17 +339,3 @@ def assert_same_bits(actual: Any, wanted: Any, what: str = "") -> None:
     else:
         assert actual.dtype == wanted.dtype
         numpy.testing.assert_array_equal(bits(actual), bits(wanted), what)
-
-
-def assert_same_results(kind: Any, problem: Problem, changed: Problem, wanted: Any) -> Any:
-    """The results of a problem whose arrays only lie differently: the same bits where one kernel takes both, else as
-    accurate. Returns them."""
-    results = run_on(kind, changed)
-    kernels = [flash.explain(*x.qkv, **x.options).kernel for x in (y.map(kind.array) for y in (problem, changed))]
-    if kernels[0] == kernels[1]:
-        assert_same_bits(results, wanted)
-    else:
-        known = Answers(problem)
-        known.check_forward(*results[:2])
-        known.check_backward(results[2])
-    return results
