@@ -116,6 +116,17 @@ def test_every_device(backend, options, dtype):
             check(Case(shape, dtype, options), backend)
 
 
+@pytest.mark.parametrize("options", [(), ("causal", "softcap")], ids="-".join)
+@pytest.mark.parametrize("D", [64, 96, 128, 192])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_device_and_head_dim(backend, options, D, dtype):
+    """Each device has kernels of its own for each of them, with and without options."""
+    shape = backend.smaller(SHAPE, N=(1,), Lq=40, Lk=70, Hq=1, Hk=1)._replace(D=D, Dv=D)
+    for device in backend.devices():
+        with device:
+            check(Case(shape, dtype, options), backend)
+
+
 # ---- What must not be read -------------------------------------------------------------------------------------------
 
 
