@@ -192,9 +192,10 @@ flash_status flash_merge(const flash_tensor *o1, const flash_tensor *lse1, const
 
 /* ---- Looking inside --------------------------------------------------------------------------------------------- */
 
-/* A JSON object: the kernel and tiles that would run and why not a faster one, FLOPs, bytes read and written,
- * workspace, what bounds it. wanted: 0 for the forward, else FLASH_DQ | ... for the backward. Writes at most capacity
- * bytes, NUL included; *needed is the size of the whole text. json NULL and capacity 0 only ask for the size. */
+/* A JSON object: the kernel and tiles that would run and why not a faster one, FLOPs, bytes that must move and (CUDA)
+ * that kernels ask for, those of standard attention, workspace, what bounds it. wanted: 0 for the forward, else
+ * FLASH_DQ | ... for the backward. Writes at most capacity bytes, NUL included; *needed is the size of the whole text.
+ * json NULL and capacity 0 only ask for the size. */
 flash_status flash_explain(const flash_problem *problem, uint32_t wanted, char *json, size_t capacity, size_t *needed);
 
 /* The same for a JSON object about the library: version, build, CPU paths, threads, CUDA devices. */

@@ -1,4 +1,5 @@
-"""libflash_emulated.so, the library whose CUDA kernels run on the CPU: built when a test first asks for it.
+"""libflash_emulated.so, the library whose CUDA kernels run on the CPU, and programs beside it: built when a test first
+asks for them.
 
 It is built in a folder of its own, which is kept: a later session compiles what has changed. pip's build folder serves
 no test, since it needn't be there and may hold other options. A test that needs the library in its own process carries
@@ -23,18 +24,23 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "emulated"
 
 
-@cache
 def path() -> Path:
     """The library, up to date. Skips the test where it can't be built for want of cmake or nvcc."""
+    return built("flash_emulated") / "libflash_emulated.so"
+
+
+@cache
+def built(target: str) -> Path:
+    """The folder in which a target of tests/emulator is then up to date."""
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed, so there is no emulated library")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "lock", "w") as lock:  # held by one process of pytest-xdist at a time
         fcntl.flock(lock, fcntl.LOCK_EX)
         _configure()
-        built = _cmake("--build", FOLDER, "--target", "flash_emulated", "--parallel", str(os.cpu_count()))
-        assert built.returncode == 0, _end(built)
-    return FOLDER / "tests" / "emulator" / "libflash_emulated.so"
+        done = _cmake("--build", FOLDER, "--target", target, "--parallel", str(os.cpu_count()))
+        assert done.returncode == 0, _end(done)
+    return FOLDER / "tests" / "emulator"
 
 
 def environment(**more: str) -> dict[str, str]:

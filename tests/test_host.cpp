@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "checks.h"
+#include "costs.h"
 #include "error.h"
 #include "explain.h"
 #include "flash.h"

@@ -426,6 +426,14 @@ class Calls:
                 assert buffer["written_bytes"] == self.arrays[name].host.nbytes
         return +counted
 
+    def requested_bytes(self, kernels: list[str]) -> tuple[int, int]:
+        """Read and written by kernels but for block lists, in sectors of 32 bytes of each warp's access."""
+        buffers = [x for kernel in kernels for name, x in self.traffic(kernel).items() if name != "lists"]
+        read, written, added = (
+            sum(x[key] for x in buffers) for key in ("read_sectors", "written_sectors", "atomic_bytes")
+        )
+        return 32 * read, 32 * written + added
+
     def different_bytes(self, kernels: list[str]) -> tuple[int, int]:
         """Of the caller's arrays, that kernels have read and written: each once, as if all came from a cache again."""
         read, written = Counter[str](), Counter[str]()

@@ -70,10 +70,21 @@ def explain(
     Returns
     -------
     Explanation
-        A mapping that prints as a table. FLOPs come from the exact number of visible pairs (an element mask isn't
-        counted), bytes as if every element that is needed moved once; `standard_bytes` is what standard attention moves
-        besides, for the matrices of scores and probabilities. `launches` holds the CUDA kernels that would start, with
-        their blocks, the threads and the shared memory of a block; on the CPU it is empty.
+        A mapping that prints as a table. Beside the kernel, its tiles and workspace:
+
+        - `flops` come from the exact number of `visible_pairs` (an element mask isn't counted);
+        - `bytes_read`, `bytes_written`: every element that is needed moves once, as if what is read again came from a
+          cache;
+        - `requested_bytes_read`, `requested_bytes_written`: what the CUDA kernels ask of memory and its caches, rows
+          once for each tile that meets them, as the tiled algorithm has it (the paper's HBM accesses). Right to 2 %
+          (read) and 5 % (written) of what the emulator counts from some hundreds of rows on; lists of blocks are left
+          out. None on the CPU;
+        - `standard_bytes`: what standard attention moves besides `bytes_read` and `bytes_written`, for its matrices of
+          length x length: scores and probabilities, and their gradients;
+        - `is_estimate`: lengths or block lists lie on a CUDA device and aren't read: whole sequences and the share of
+          listed blocks stand for them;
+        - `launches`: the CUDA kernels that would start, with their blocks, the threads and the shared memory of a
+          block. Empty on the CPU.
 
     Raises
     ------
