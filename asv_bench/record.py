@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 # The folders and files that decide how fast flash is.
 SOURCES = ("src", "cuda", "python", "cmake", "CMakeLists.txt", "pyproject.toml")
+# What a round measures, and how its processes start: CUDA doesn't survive a fork.
+ROUNDS = {"cpu": (r"^(?!cuda\.)", "forkserver"), "cuda": (r"^cuda\.|^cpu\.Package\.", "spawn")}
 
 
 def portable(result: dict[str, Any]) -> dict[str, Any]:
@@ -118,17 +120,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the installed flash and store the results as a commit's.")
     parser.add_argument("--machine", required=True, help="a name for this machine, the same every time")
     parser.add_argument("--commit", help="the commit that is installed (default: the one checked out)")
+    parser.add_argument("--device", choices=tuple(ROUNDS), default="cpu", help="what to measure (default: cpu)")
     parser.add_argument("--bench", action="append", default=[], metavar="REGEXP", help="only these benchmarks")
-    parser.add_argument("--launch-method", choices=("forkserver", "spawn"), help="spawn for suites that use CUDA")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where the history is")
     arguments = parser.parse_args()
 
     if arguments.commit is None and git("status", "--porcelain", "--", *SOURCES):
         sys.exit("There are changes that no commit has. Commit them, or name with --commit what is installed.")
     commit = git("rev-parse", "--verify", f"{arguments.commit or 'HEAD'}^{{commit}}")
-    options = [word for expression in arguments.bench for word in ("--bench", expression)]
-    if arguments.launch_method:
-        options += ["--launch-method", arguments.launch_method]
+    everything, launch_method = ROUNDS[arguments.device]
+    options = ["--launch-method", launch_method]
+    options += [word for expression in arguments.bench or [everything] for word in ("--bench", expression)]
 
     introduce(arguments.machine)
     with tempfile.TemporaryDirectory() as name:

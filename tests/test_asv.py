@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import site
 import subprocess
 import sys
@@ -24,6 +25,9 @@ CONFIG = str(BENCH / "asv.conf.json")
 
 needs_asv = pytest.mark.skipif(importlib.util.find_spec("asv") is None, reason="asv is not installed")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 needs_git = pytest.mark.skipif(not (BENCH.parent / ".git").exists(), reason="not in a git checkout")
 
 
@@ -62,15 +66,16 @@ def strict(text: str) -> Any:
 def test_suite_imports_where_nothing_is_installed_and_skips(environment):
     """Without flash, PyTorch and ml_dtypes every case is left out by a NotImplementedError in setup."""
     code = """
-import sys
+import inspect, sys
 for name in ("flash", "torch", "ml_dtypes"):
     sys.modules[name] = None
-from benchmarks import common, cpu, gpt2_block
+from benchmarks import common, cpu, cuda, gpt2_block
 skipped = 0
-for suite in [*vars(cpu).values(), *vars(gpt2_block).values()]:
-    if isinstance(suite, type) and issubclass(suite, common.Benchmark):
+for suite in [suite for module in (cpu, cuda, gpt2_block) for suite in vars(module).values()]:
+    if isinstance(suite, type) and issubclass(suite, common.Benchmark) and not inspect.isabstract(suite):
         try:
             suite().setup(*[values[0] for values in getattr(suite, "params", ())])
+            raise AssertionError(suite)
         except NotImplementedError:
             skipped += 1
 for call in (lambda: common.module("torch"), lambda: common.Arrays("numpy", "bfloat16")):
@@ -80,7 +85,7 @@ for call in (lambda: common.module("torch"), lambda: common.Arrays("numpy", "bfl
         skipped += 1
 print(skipped)
 """
-    assert int(run(["-c", code], {**environment, "PYTHONPATH": str(BENCH)})) > 10
+    assert int(run(["-c", code], {**environment, "PYTHONPATH": str(BENCH)})) > 25
 
 
 @needs_asv
@@ -111,6 +116,49 @@ def test_record_stores_results_that_can_be_published(environment, tmp_path):
     assert "cpu.Attention.time_forward" in (tmp_path / "html" / "index.json").read_text()
 
 
+# Counts, when the graph has been drawn, the pixels in it that are neither black, nor white, nor grey, as its lines are.
+COUNT = """<script>setTimeout(function () {
+  var canvas = document.querySelector("#main-graph canvas.flot-base"), coloured = 0;
+  if (canvas) {
+    var data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    for (var i = 0; i < data.length; i += 4) {
+      var pixel = [data[i], data[i + 1], data[i + 2]];
+      if (data[i + 3] > 128 && Math.max(...pixel) - Math.min(...pixel) > 60) coloured += 1;
+    }
+  }
+  document.body.setAttribute("data-coloured", coloured);
+}, 3000)</script></body>"""
+
+
+def coloured_pixels(page: Path, text: str, benchmark: str, environment: dict[str, str]) -> int:
+    """In the graph of a benchmark, as Chromium draws this text without network."""
+    page.write_text(text.replace("</body>", COUNT))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    options += ["--virtual-time-budget=10000", "--window-size=1200,800", f"--user-data-dir={page.parent / 'profile'}"]
+    command = [str(CHROMIUM), *options, "--dump-dom", f"{page.as_uri()}#{benchmark}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    (count,) = re.findall(r'data-coloured="(\d+)"', done.stdout)
+    return int(count)
+
+
+@needs_asv
+@needs_git
+@needs_npm
+@needs_chromium
+def test_published_page_shows_a_graph_without_network(environment, tmp_path):
+    """The history, with one commit more: the last one, which every checkout has."""
+    results, html = tmp_path / "results", tmp_path / "html"
+    shutil.copytree(BENCH / "results", results)
+    case = "cpu.HostCost.track_forward"
+    command = [BENCH / "record.py", "--machine", "sample", "--commit", "HEAD", "--results", results, "--bench", case]
+    run(command, environment)
+    run([BENCH / "publish.py", "--branch", "HEAD", "--results", results, "--html", html], environment)
+    text, page = (html / "index.html").read_text(), tmp_path / "page.html"
+    assert not re.search(r"""(src|href)=["']?(https?:)?//(?!github)""", text)
+    assert coloured_pixels(page, text, case, environment) > 50
+    assert coloured_pixels(page, text.replace(f"{case}.json", "elsewhere.json"), case, environment) == 0
+
+
 @needs_torch
 def test_blocks_of_a_model_compute_the_same_with_each_attention(environment):
     code = """
@@ -120,18 +168,18 @@ gradients, peaks = {}, {}
 for attention in ("flash", "sdpa", "standard"):
     suite = gpt2_block.Block()
     for length in (512, 64):
-        suite.setup("cpu", attention, length)
-        suite.time_step("cpu", attention, length)
-        peaks[attention, length] = suite.track_peak_memory("cpu", attention, length)
+        suite.setup(attention, length)
+        suite.time_step()
+        peaks[attention, length] = suite.track_peak_memory()
     gradients[attention] = suite.step()
 for others in (gradients["sdpa"], gradients["standard"]):
     for a, b in zip(gradients["flash"], others, strict=True):
         assert (a - b).abs().max() < 1e-5 * b.abs().max(), (a, b)
 assert peaks["standard", 512] > peaks["flash", 512] + 2 * 512**2 * 4, peaks  # the scores of two heads
 gpt2_block.Block.matrices = 10**6  # as if they were much longer
-suite.setup("cpu", "flash", 64)
+suite.setup("flash", 64)
 try:
-    suite.setup("cpu", "standard", 512)
+    suite.setup("standard", 512)
 except NotImplementedError as error:
     print(error)
 """

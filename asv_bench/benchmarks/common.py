@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import statistics
 import time
+import tracemalloc
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from operator import attrgetter
@@ -46,30 +49,22 @@ def module(name: str) -> Any:
         raise NotImplementedError(f"{name} is not installed") from None
 
 
+def torch_for(device: str) -> Any:
+    """PyTorch, if it can use this device: "cpu" or "cuda"."""
+    torch = module("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NotImplementedError("PyTorch has no GPU")
+    return torch
+
+
 def visible_pairs(length: int, causal: bool) -> int:
     """Pairs of query and key that see each other, of one head with as many queries as keys."""
     return length * (length + 1) // 2 if causal else length * length
 
 
-def seconds_per_call(call: Callable[[], object], budget: float = 0.4) -> float:
-    """Median over at least three calls, after one that doesn't count. For calls of a millisecond or more."""
-    call()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < budget:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def peak_bytes(call: Callable[[], object], torch: Any = None) -> int:
-    """How much more memory is in use during a call than before it: a GPU's by torch, else that of this process."""
+def process_peak_bytes(call: Callable[[], object]) -> int:
+    """How much more memory this process uses during a call than before it."""
     gc.collect()
-    if torch is not None:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return int(torch.cuda.max_memory_allocated() - before)
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed goes back to Linux
         Path("/proc/self/clear_refs").write_text("5")  # and the peak starts anew
@@ -87,41 +82,48 @@ def memory_in_use(field: str) -> int:
 
 
 class Arrays:
-    """Random arrays of one array library: "numpy" or "torch" (on the CPU)."""
+    """Random arrays of one array library: "numpy", "cupy", or "torch" (on the CPU, unless told otherwise)."""
 
-    def __init__(self, library: str, dtype: str) -> None:
-        self.random = numpy.random.default_rng(2205_14135)
-        if library == "torch":
-            self.torch = module("torch")
+    def __init__(self, library: str, dtype: str, device: str = "cpu") -> None:
+        self.torch = torch_for(device) if library == "torch" else None
+        self.xp = numpy if self.torch else module(library)
+        self.random = self.xp.random.default_rng(2205_14135)
+        self.device = device
+        if self.torch:
             self.dtype = getattr(self.torch, dtype)
         else:
-            self.torch = None
             self.dtype = numpy.dtype(module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
 
     def normal(self, *shape: int) -> Any:
         return self.of(self.random.standard_normal(shape, numpy.float32))
 
     def of(self, values: Any, keep_dtype: bool = False) -> Any:
-        """Values of NumPy as an array of this library, and of this dtype unless the values' own is to be kept."""
-        if self.torch is None:
-            return values if keep_dtype else values.astype(self.dtype, copy=False)
-        tensor = self.torch.from_numpy(values)
-        return tensor if keep_dtype else tensor.to(self.dtype)
+        """Values of NumPy or CuPy as an array of this library, of this dtype unless the values' own is to be kept."""
+        if self.torch:
+            return self.torch.from_numpy(values).to(self.device, None if keep_dtype else self.dtype)
+        if keep_dtype:
+            return values
+        if self.dtype.name == "bfloat16" and self.xp is not numpy:  # not every CuPy can convert to it
+            return ((values.view(numpy.uint32) + 0x8000) >> 16).astype(numpy.uint16).view(self.dtype)
+        return values.astype(self.dtype, copy=False)
 
 
-class Benchmark:
+class Benchmark(ABC):
     """The base of every suite: `make` prepares one case, and the calls below are what is measured.
 
-    asv calls `setup` before each sample, too. The arrays are made once for a case.
+    What it is measured with, and on how large a problem, is the device's: `Cpu`, and `_Gpu` in cuda.py. A class without
+    a device is abstract, which is no suite to asv. asv calls `setup` before each sample, too; a case is made once.
     """
 
     timeout = 60
     rounds = 1
     # A sample is one call. At least 3; more until 0.3 s have passed.
-    repeat = (3, 200, 0.3)
+    repeat: tuple[int, int, float] = (3, 200, 0.3)
     warmup_time = 0.03
     number = 1
 
+    library: str
+    torch_device: str
     q: Any
     k: Any
     v: Any
@@ -131,6 +133,26 @@ class Benchmark:
     options: dict[str, Any]
     made_for: tuple[Any, ...] | None = None
 
+    @abstractmethod
+    def seconds(self, call: Callable[[], object]) -> float:
+        """The time of a call: a median."""
+
+    @abstractmethod
+    def peak_bytes(self, call: Callable[[], object]) -> int:
+        """How many bytes of arrays there are at once during a call, more than before it."""
+
+    @abstractmethod
+    def sizes(self, length: int, dim: int) -> tuple[tuple[int, ...], int]:
+        """The leading shape, and how many heads: what keeps the device busy."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Waits until the device has done everything."""
+
+    @abstractmethod
+    def make(self, *params: Any) -> None:
+        """Prepares the case: `make_arrays`, and `options` where there are any."""
+
     def setup(self, *params: Any) -> None:
         need("attention")
         if self.made_for != params:
@@ -139,13 +161,24 @@ class Benchmark:
             self.make(*params)
             self.made_for = params
 
-    def make(self, *params: Any) -> None:
-        """Prepare the case: `make_arrays`, and `options` where there are any."""
+    def make_arrays(
+        self, dtype: str, length: int, dim: int, groups: int = 1, library: str | None = None, like_torch: bool = False
+    ) -> Arrays:
+        """q, k, v and do, as many keys as queries; what made them. groups: how many heads share keys.
 
-    def make_arrays(self, arrays: Arrays, heads: int, length: int, dim: int, kv_heads: int | None = None) -> None:
-        """q, k, v and do of one sequence. Whether heads or sequences are many makes no difference to the kernels."""
-        self.q, self.do = arrays.normal(length, heads, dim), arrays.normal(length, heads, dim)
-        self.k, self.v = (arrays.normal(length, kv_heads or heads, dim) for _ in "kv")
+        like_torch: in PyTorch's layout (batch, heads, length, dim), passed as transposed views.
+        """
+        arrays = Arrays(library or self.library, dtype, self.torch_device)
+        leading, heads = self.sizes(length, dim)
+
+        def normal(heads: int) -> Any:
+            if like_torch:
+                return arrays.normal(math.prod(leading), heads, length, dim).swapaxes(1, 2)
+            return arrays.normal(*leading, length, heads, dim)
+
+        self.q, self.do = normal(heads), normal(heads)
+        self.k, self.v = normal(heads // groups), normal(heads // groups)
+        return arrays
 
     def prepare_backward(self) -> None:
         need("attention_backward")
@@ -163,3 +196,36 @@ class Benchmark:
     def forward_backward(self) -> Any:
         o, lse = self.forward_with_lse()
         return flash.attention_backward(self.do, self.q, self.k, self.v, o, lse, **self.options)
+
+
+class Cpu(Benchmark):
+    """NumPy arrays, 8 heads of one sequence: whether heads or sequences are many makes no difference to the kernels."""
+
+    library, torch_device = "numpy", "cpu"
+    heads = 8
+    budget = 0.4
+
+    def sizes(self, length: int, dim: int) -> tuple[tuple[int, ...], int]:
+        return (), self.heads
+
+    def wait(self) -> None:
+        """Every call has waited."""
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Over at least three calls, after one that doesn't count. For calls of a millisecond or more."""
+        call()
+        times: list[float] = []
+        while len(times) < 3 or sum(times) < self.budget:
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    def peak_bytes(self, call: Callable[[], object]) -> int:
+        """With the scratch memory that flash keeps for later calls, if this is the first."""
+        tracemalloc.start()
+        try:
+            call()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()

@@ -6,39 +6,17 @@ Unless a class says otherwise: NumPy arrays, 8 heads of one sequence, as many ke
 from __future__ import annotations
 
 import os
-import statistics
-import timeit
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import numpy
+from . import cases
+from .common import Cpu, flash, module, need
 
-from .common import (
-    BACKWARD_FLOPS,
-    FORWARD_FLOPS,
-    Arrays,
-    Benchmark,
-    flash,
-    module,
-    need,
-    seconds_per_call,
-    visible_pairs,
-)
-
-HEADS = 8
+FLOATS = ["float32", "bfloat16"]
 
 
-class Attention(Benchmark):
-    """Dense attention at growing lengths."""
-
-    param_names = ("dtype", "length", "dim", "causal")
-    params = (["float32", "bfloat16", "float16"], [128, 512, 1024, 4096], [64, 128], [False, True])
-
-    def make(self, dtype: str, length: int, dim: int, causal: bool) -> None:
-        self.make_arrays(Arrays("numpy", dtype), HEADS, length, dim)
-        self.options = {"causal": causal}
-        self.prepare_backward()
+class _Timed(Cpu):
+    """Forward and backward."""
 
     def time_forward(self, *params: Any) -> None:
         self.forward()
@@ -47,98 +25,79 @@ class Attention(Benchmark):
         self.backward()
 
 
-class Training(Benchmark):
+class Attention(cases.Attention, _Timed):
+    """Dense attention at growing lengths."""
+
+    params = (FLOATS, [128, 512, 1024, 4096], [64, 128], [False, True])
+
+
+class HeadDims(cases.Attention, _Timed):
+    """The other head dims: narrow, between the tiles, and wide."""
+
+    params = (FLOATS, [1024], [32, 40, 80, 96, 192, 256], [True])
+
+
+class OneHead(cases.Attention, _Timed):
+    """One head: the threads share the work inside it."""
+
+    params = (FLOATS, [512, 4096], [128], [False])
+    heads = 1
+
+
+class Training(cases.Attention, Cpu):
     """Forward and backward in turn, as in training."""
 
-    param_names = ("dtype", "length", "dim")
-    params = (["float32", "bfloat16"], [128, 1024, 4096], [64, 128])
-
-    def make(self, dtype: str, length: int, dim: int) -> None:
-        self.make_arrays(Arrays("numpy", dtype), HEADS, length, dim)
-        self.options = {"causal": True}
-        self.prepare_backward()
+    params = (FLOATS, [128, 1024, 4096], [64, 128], [True])
 
     def time_forward_backward(self, *params: Any) -> None:
         self.forward_backward()
 
 
-class Rate(Benchmark):
-    """Floating-point operations in a second, to be held against `Product`, the machine's own matrix product."""
+class LongSequence(_Timed):
+    """One head of one long sequence: where time grows with its square, and where it doesn't."""
 
-    param_names = ("dtype", "dim", "causal")
-    params = (["float32", "bfloat16", "float16"], [64, 128], [False, True])
-    unit = "GFLOP/s"
-    length = 2048
+    param_names = ("attention", "length")
+    params = (["causal", "window", "local_global"], [8192, 16384, 32768, 65536])
+    heads = 1
+    repeat = (2, 200, 0.3)
 
-    def make(self, dtype: str, dim: int, causal: bool) -> None:
-        self.make_arrays(Arrays("numpy", dtype), HEADS, self.length, dim)
-        self.options = {"causal": causal}
+    def make(self, attention: str, length: int) -> None:
+        self.make_arrays("bfloat16", length, 64)
+        if attention == "local_global":
+            need("BlockMask.local_global")
+            mask = flash.BlockMask.local_global(length, length, 64, **cases.PATTERNS["local_global"])
+            self.options = {"block_mask": mask}
+        else:
+            self.options = {"causal": True} if attention == "causal" else {"window": cases.WINDOW}
         self.prepare_backward()
 
-    def track_forward(self, dtype: str, dim: int, causal: bool) -> float:
-        work = FORWARD_FLOPS * HEADS * dim * visible_pairs(self.length, causal)
-        return round(work / seconds_per_call(self.forward) / 1e9, 1)
 
-    def track_backward(self, dtype: str, dim: int, causal: bool) -> float:
-        work = BACKWARD_FLOPS * HEADS * dim * visible_pairs(self.length, causal)
-        return round(work / seconds_per_call(self.backward) / 1e9, 1)
+class Rate(cases.Rate, Cpu):
+    """Beside `Product`, for every dtype. float16 has float32's rate: it is computed in float32."""
+
+    params = ([*FLOATS, "float16", "float64"], [2048], [64, 128], [False, True])
 
 
-class Product(Benchmark):
-    """A large matrix product, by NumPy's BLAS (float32) and by PyTorch: what `Rate` is a share of."""
+class Product(cases.Product, Cpu):
+    """By NumPy's BLAS and by PyTorch."""
 
-    param_names = ("library", "dtype")
-    params = (["numpy", "torch"], ["float32", "bfloat16"])
-    unit = "GFLOP/s"
+    params = (["numpy", "torch"], FLOATS)
     size = 2048
 
-    def make(self, library: str, dtype: str) -> None:
-        if (library, dtype) == ("numpy", "bfloat16"):
-            raise NotImplementedError("NumPy has no fast product in bfloat16")
-        arrays = Arrays(library, dtype)
-        self.q, self.k = arrays.normal(self.size, self.size), arrays.normal(self.size, self.size)
 
-    def track_rate(self, *params: Any) -> float:
-        return round(2 * self.size**3 / seconds_per_call(lambda: self.q @ self.k) / 1e9, 1)
+class Torch(cases.Torch, Cpu):
+    """flash beside PyTorch's own attention."""
 
-
-class OneHead(Benchmark):
-    """One head: the threads share the work inside it."""
-
-    param_names = ("dtype", "length")
-    params = (["float32", "bfloat16"], [512, 4096])
-
-    def make(self, dtype: str, length: int) -> None:
-        self.make_arrays(Arrays("numpy", dtype), 1, length, 128)
-        self.prepare_backward()
+    params = (["flash", "sdpa"], FLOATS, [128, 1024])
 
     def time_forward(self, *params: Any) -> None:
-        self.forward()
+        self.calls[0]()
 
     def time_backward(self, *params: Any) -> None:
-        self.backward()
+        self.calls[1]()
 
 
-class Torch(Benchmark):
-    """PyTorch tensors in the layout (batch, heads, length, dim), passed as transposed views."""
-
-    param_names = ("dtype", "length")
-    params = (["float32", "bfloat16"], [128, 1024])
-
-    def make(self, dtype: str, length: int) -> None:
-        arrays = Arrays("torch", dtype)
-        self.q, self.k, self.v, self.do = (arrays.normal(1, HEADS, length, 64).transpose(1, 2) for _ in range(4))
-        self.options = {"causal": True}
-        self.prepare_backward()
-
-    def time_forward(self, *params: Any) -> None:
-        self.forward()
-
-    def time_backward(self, *params: Any) -> None:
-        self.backward()
-
-
-class Jax(Benchmark):
+class Jax(Cpu):
     """Compiled JAX programs: by flash, and by JAX's own attention."""
 
     param_names = ("implementation", "dtype", "length")
@@ -146,174 +105,61 @@ class Jax(Benchmark):
 
     def make(self, implementation: str, dtype: str, length: int) -> None:
         jax, attention = module("jax"), module("flash.jax").dot_product_attention
-        self.arguments = [*jax.random.normal(jax.random.key(0), (3, 1, length, HEADS, 64), dtype)]
+        self.arguments = [*jax.random.normal(jax.random.key(0), (3, 1, length, self.heads, 64), dtype)]
 
         def forward(q: Any, k: Any, v: Any) -> Any:
             return attention(q, k, v, is_causal=True, implementation=implementation)
 
         gradients = jax.grad(lambda q, k, v: forward(q, k, v).astype("float32").sum(), (0, 1, 2))
         self.compiled = [jax.jit(function) for function in (forward, gradients)]
-        self.wait = jax.block_until_ready
+        self.ready = jax.block_until_ready
         for function in self.compiled:
-            self.wait(function(*self.arguments))
+            self.ready(function(*self.arguments))
 
     def time_forward(self, *params: Any) -> None:
-        self.wait(self.compiled[0](*self.arguments))
+        self.ready(self.compiled[0](*self.arguments))
 
     def time_forward_backward(self, *params: Any) -> None:
-        self.wait(self.compiled[1](*self.arguments))
+        self.ready(self.compiled[1](*self.arguments))
 
 
-class BlockSparse(Benchmark):
-    """Time against the share of blocks that are listed. "none": without a block mask."""
+class BlockSparse(cases.BlockSparse, _Timed):
+    """Time against the share of blocks that are listed."""
 
-    param_names = ("density",)
-    params = (["none", 1.0, 0.5, 0.25, 0.125, 0.0625],)
-    length, block_size = 4096, 64
-
-    def make(self, density: float | str) -> None:
-        self.make_arrays(Arrays("numpy", "float32"), HEADS, self.length, 64)
-        if not isinstance(density, str):
-            need("BlockMask.random")
-            mask = flash.BlockMask.random(self.length, self.length, self.block_size, density=density, seed=1)
-            self.options = {"block_mask": mask}
-        self.prepare_backward()
-
-    def time_forward(self, *params: Any) -> None:
-        self.forward()
-
-    def time_backward(self, *params: Any) -> None:
-        self.backward()
+    dtype, length, block_size = "float32", 4096, 64
 
 
-class BlockPattern(Benchmark):
-    """Block-sparse patterns from the literature."""
+class BlockPattern(cases.BlockPattern, _Timed):
+    """Time of each pattern."""
 
-    param_names = ("pattern",)
-    params = (["sliding_window", "local_global", "strided", "fixed", "butterfly"],)
-    length, block_size = 4096, 64
-
-    def make(self, pattern: str) -> None:
-        need(f"BlockMask.{pattern}")
-        arguments: dict[str, Any] = {
-            "sliding_window": {"window": (256, 0)},
-            "local_global": {"window": (128, 128), "global_blocks": 1},
-            "strided": {"stride": 512},
-            "fixed": {"stride": 512, "summary": 64},
-            "butterfly": {},
-        }
-        self.make_arrays(Arrays("numpy", "float32"), HEADS, self.length, 64)
-        make_mask = getattr(flash.BlockMask, pattern)
-        self.options = {"block_mask": make_mask(self.length, self.length, self.block_size, **arguments[pattern])}
-
-    def time_forward(self, *params: Any) -> None:
-        self.forward()
+    dtype, length, block_size = "float32", 4096, 64
 
 
-class Options(Benchmark):
+class Options(cases.Options, _Timed):
     """What each option costs beside "none"."""
 
-    param_names = ("dtype", "option")
-    params = (
-        ["float32", "bfloat16"],
-        ["none", "causal", "mask", "bias", "dropout", "window", "softcap", "alibi", "sinks", "grouped"],
-    )
+    params = (FLOATS, list(cases.OPTIONS))
     length = 1024
 
-    def make(self, dtype: str, option: str) -> None:
-        arrays = Arrays("numpy", dtype)
-        self.make_arrays(arrays, HEADS, self.length, 64, kv_heads=2 if option == "grouped" else None)
-        self.options = self.options_of(arrays, option)
-        self.prepare_backward()
 
-    def options_of(self, arrays: Arrays, option: str) -> dict[str, Any]:
-        square = (self.length, self.length)
-        if option == "mask":
-            return {"mask": arrays.of(arrays.random.random(square) < 0.9, keep_dtype=True)}
-        if option == "bias":
-            return {"bias": arrays.normal(HEADS, *square)}
-        if option == "alibi":
-            return {"alibi_slopes": arrays.of(0.5 ** numpy.arange(1, HEADS + 1, dtype="float32"), keep_dtype=True)}
-        if option == "sinks":
-            return {"sinks": arrays.normal(HEADS)}
-        simple: dict[str, dict[str, Any]] = {
-            "causal": {"causal": True},
-            "dropout": {"dropout": 0.1, "seed": 1},
-            "window": {"window": (256, 0)},
-            "softcap": {"softcap": 20.0},
-        }
-        return simple.get(option, {})
+class Memory(cases.Memory, Cpu):
+    """Linear in the length."""
 
-    def time_forward(self, *params: Any) -> None:
-        self.forward()
-
-    def time_backward(self, *params: Any) -> None:
-        self.backward()
+    params = (FLOATS, [1024, 4096])
 
 
-class Memory(Benchmark):
-    """Bytes of arrays that exist at once during a call, beside its inputs and its results.
+class HostCost(cases.HostCost, Cpu):
+    """A call without work."""
 
-    That includes scratch memory which flash keeps for later calls: what is traced starts before the first call.
-    """
-
-    param_names = ("dtype", "length")
-    params = (["float32", "bfloat16"], [1024, 4096])
-    unit = "bytes"
-
-    def make(self, dtype: str, length: int) -> None:
-        arrays = Arrays("numpy", dtype)
-        self.make_arrays(arrays, 1, 1, 64)
-        self.forward_backward()  # what is imported or made at first use
-        self.make_arrays(arrays, HEADS, length, 64)
-
-    def track_forward(self, *params: Any) -> int:
-        return self.extra_bytes(lambda: [self.forward()])
-
-    def track_backward(self, *params: Any) -> int:
-        return self.extra_bytes(self.backward, before=self.prepare_backward)
-
-    def extra_bytes(self, call: Any, before: Any = None) -> int:
-        tracemalloc.start()
-        try:
-            if before:
-                before()
-            tracemalloc.reset_peak()
-            results = [array for array in call() if array is not None]
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        if before:
-            results += [self.o, self.lse]
-        return peak - sum(int(array.nbytes) for array in results)
-
-
-class HostCost(Benchmark):
-    """What a call costs besides arithmetic: one query, one key."""
-
-    param_names = ("library",)
     params = (["numpy", "torch"],)
-    unit = "seconds"
-
-    def make(self, library: str) -> None:
-        self.make_arrays(Arrays(library, "float32"), 1, 1, 64)
-        self.prepare_backward()
-
-    def track_forward(self, library: str) -> float:
-        return self.seconds(self.forward)
-
-    def track_backward(self, library: str) -> float:
-        return self.seconds(self.backward)
-
-    @staticmethod
-    def seconds(call: Any) -> float:
-        calls = 2000
-        timeit.timeit(call, number=calls)
-        return statistics.median(timeit.repeat(call, number=calls, repeat=9)) / calls
+    dtype = "float32"
 
 
-class Package(Benchmark):
+class Package(Cpu):
     """What the package itself costs, and the threads that the other results were measured with."""
+
+    def make(self) -> None:
+        """There is nothing to prepare."""
 
     def timeraw_import(self) -> tuple[str, str]:
         """Beyond NumPy's own import."""

@@ -14,24 +14,24 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from .common import Benchmark, flash, module, need, peak_bytes
+from .common import Benchmark, Cpu, flash, need, process_peak_bytes, torch_for
 
 
-class Block(Benchmark):
+class Step(Benchmark):
     """A step of one block."""
 
-    param_names = ("device", "attention", "length")
-    params = (["cpu", "cuda"], ["flash", "sdpa", "standard"], [512, 1024, 2048, 4096, 8192])
+    param_names = ("attention", "length")
     timeout = 300
+    warmup_time = 0  # `make` does the first step
+    repeat = (2, 200, 0.3)
     width, heads = 768, 12
     tokens_on_gpu = 8192
     matrices = 5  # of scores that standard attention holds at once
 
-    def make(self, device: str, attention: str, length: int) -> None:
-        self.torch = torch = module("torch")
+    def make(self, attention: str, length: int) -> None:
+        device = self.torch_device
+        self.torch = torch = torch_for(device)
         need("torch.attention")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise NotImplementedError("PyTorch has no GPU")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if (device, attention) == ("cpu", "standard") and self.matrices * 4 * self.heads * length**2 > memory / 2:
             raise NotImplementedError("standard attention's matrices take more than half of the memory")
@@ -65,15 +65,18 @@ class Block(Benchmark):
         x = self.x + functional.linear(self.attention(q, k, v).flatten(-2), w["out"])
         h = functional.linear(functional.layer_norm(x, (self.width,)), w["mlp_in"])
         y = x + functional.linear(functional.gelu(h, approximate="tanh"), w["mlp_out"])
-        gradients = self.torch.autograd.grad(y, (self.x, *w.values()), self.do)
-        if self.x.is_cuda:
-            self.torch.cuda.synchronize()
-        return gradients
+        return self.torch.autograd.grad(y, (self.x, *w.values()), self.do)
+
+
+class Block(Step, Cpu):
+    """On the CPU, whose memory is that of the process: PyTorch tells nobody what it allocates there."""
+
+    params = (["flash", "sdpa", "standard"], [512, 2048, 8192])
 
     def time_step(self, *params: Any) -> None:
         self.step()
 
     def track_peak_memory(self, *params: Any) -> int:
-        return peak_bytes(self.step, self.torch if self.x.is_cuda else None)
+        return process_peak_bytes(self.step)
 
     track_peak_memory.unit = "bytes"  # type: ignore[attr-defined]
