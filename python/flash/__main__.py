@@ -1,4 +1,4 @@
-"""python -m flash: what this installation can do, where its files for C and CMake are, and a demonstration."""
+"""python -m flash: what this installation can do, where its files for C and CMake are, a demonstration, a benchmark."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("info", help="what is installed and what it can use")
     commands.add_parser("demo", help="attention at work; 'demo --help' lists its options", add_help=False)
+    commands.add_parser("bench", help="how fast it is beside others; 'bench --help' lists its options", add_help=False)
     given, rest = parser.parse_known_args(arguments)
 
     if given.command == "demo":
@@ -26,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         demo.main(rest)
         return 0
+    if given.command == "bench":
+        from flash import bench
+
+        return bench.main(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if given.cmakedir:

@@ -1,8 +1,9 @@
-"""What the demonstration measures with: time, memory of arrays, limits of memory, and how far it is."""
+"""What demonstration and benchmark measure with: time, memory of arrays, limits of memory, and how far it is."""
 
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 import tracemalloc
@@ -100,17 +101,29 @@ class Progress:
     """A bar on a terminal's standard error; elsewhere a line for each step."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.done = steps, 0
+        self.steps, self.begun = steps, 0
+        self.what = ""
         self.is_terminal = sys.stderr.isatty()
 
     def step(self, what: str) -> None:
         """Say what begins now."""
+        self.begun += 1
+        self.what = what
         if self.is_terminal:
-            filled = 24 * self.done // self.steps
-            print(f"\r\x1b[K[{'#' * filled}{'.' * (24 - filled)}] {what}", end="", file=sys.stderr, flush=True)
+            self._show(what)
         else:
-            print(f"[{self.done + 1}/{self.steps}] {what}", file=sys.stderr, flush=True)
-        self.done += 1
+            print(f"[{self.begun}/{self.steps}] {what}", file=sys.stderr, flush=True)
+
+    def tell(self, part: str) -> None:
+        """Say what part of the step begins now: on a terminal only."""
+        if self.is_terminal:
+            self._show(f"{self.what}: {part}")
+
+    def _show(self, text: str) -> None:
+        filled = 24 * (self.begun - 1) // self.steps
+        bar = f"[{'#' * filled}{'.' * (24 - filled)}] {text}"
+        width = shutil.get_terminal_size().columns - 1  # a longer line would not be cleared
+        print(f"\r\x1b[K{bar[:width]}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Make room for other output."""

@@ -27,6 +27,7 @@ import numpy
 import flash
 from flash import reference
 from flash._measure import Progress, free_bytes, limited, peak, seconds, size, time_of
+from flash._options import whole
 from flash.arrays import numpy_dtype
 
 Array: TypeAlias = Any
@@ -351,36 +352,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m flash demo", description="Attention at work at growing lengths, beside standard attention."
     )
     add = parser.add_argument
-    lengths = " ".join(map(str, _LENGTHS))
-    add("--lengths", type=_length, nargs="+", metavar="N", help=f"at least {_LEAST_LENGTH}, default: {lengths}")
-    add("--heads", type=_positive, default=4, metavar="N", help="default: %(default)s")
-    add("--dim", type=_positive, default=64, metavar="N", help="size of a head, default: %(default)s")
+    lengths = f"at least {_LEAST_LENGTH}, default: {' '.join(map(str, _LENGTHS))}"
+    add("--lengths", type=whole(_LEAST_LENGTH), nargs="+", metavar="N", help=lengths)
+    add("--heads", type=whole(1), default=4, metavar="N", help="default: %(default)s")
+    add("--dim", type=whole(1), default=64, metavar="N", help="size of a head, default: %(default)s")
     add("--dtype", choices=list(_EPSILON), default="float32", help="default: %(default)s")
-    add("--seed", type=int, default=0, help="of the random inputs, default: %(default)s")
+    add("--seed", type=whole(0), default=0, help="of the random inputs, default: %(default)s")
     add("--output", type=Path, default=Path("flash-demo.png"), metavar="FILE", help="picture, default: %(default)s")
     add("--no-picture", dest="output", action="store_const", const=None, help="draw none")
-    add("--memory-limit", type=_positive, metavar="MIB", help="memory that standard attention may take; default: all")
+    add("--memory-limit", type=whole(1), metavar="MIB", help="memory that standard attention may take; default: all")
     add("--quick", action="store_true", help=f"a few seconds: lengths {' '.join(map(str, _QUICK_LENGTHS))}")
     options = parser.parse_args(arguments)
     options.lengths = sorted(set(options.lengths or (_QUICK_LENGTHS if options.quick else _LENGTHS)))
     options.seconds = _QUICK_BUDGET if options.quick else _BUDGET
     if options.memory_limit is not None:
         options.memory_limit <<= 20
-    if options.seed < 0:
-        parser.error("argument --seed: must be at least 0")
     try:
         numpy_dtype(options.dtype)
     except flash.FlashTypeError:
         parser.error(f"argument --dtype: {options.dtype} needs the package ml_dtypes")
     return options
-
-
-def _positive(text: str, least: int = 1) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-    return value
-
-
-def _length(text: str) -> int:
-    return _positive(text, _LEAST_LENGTH)
