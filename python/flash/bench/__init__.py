@@ -16,7 +16,6 @@ from flash.bench import picture, report
 from flash.bench.facts import machine_facts
 from flash.bench.measure import Results, Session
 from flash.bench.options import parse
-from flash.bench.peers import PEERS
 
 # Options that decide the results beside the cases.
 _STORED = "device", "array", "peers", "rounds", "seconds", "limit", "product_size"
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace) -> Results:
         "format": report.FORMAT,
         "machine": machine_facts(session.load()),
         "options": {name: getattr(options, name) for name in _STORED},
-        "not_asked": {name: "not asked for" for name in PEERS if name not in options.peers and name != "flash-dense"},
+        "not_asked": options.not_asked,
         "interrupted": False,
         "rows": [],
     }

@@ -136,11 +136,11 @@ class Session:
             self.interrupted = True
         finally:
             self.arrays.clear()
-        if "flash" in sides and not sides["flash"].samples:
+        ours = sides["flash"].samples if sides else []
+        if self.interrupted and not ours:
             return None
         listed = case.blocks.density if sides and case.blocks is not None else None
         row: Results = {**asdict(case), "listed": listed, "sides": {}}
-        ours = sides["flash"].samples if sides else []
         for name, side in sides.items():
             if side.samples:
                 flops = case.flops(blocks=name != "flash-dense")
@@ -220,7 +220,6 @@ class Session:
 
     def rounds(self, sides: dict[str, Side], left_out: dict[str, str]) -> None:
         """Times all sides in turn. One leaves when its time is spent; flash is there in every round."""
-        gc.collect()
         gc.disable()
         try:
             for done in range(self.options.rounds):
@@ -249,6 +248,7 @@ class Session:
 @contextmanager
 def reason(name: str, left_out: dict[str, str]) -> Iterator[None]:
     """Takes down why a side can't go on, whatever it raises."""
+    has_failed = False
     try:
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
@@ -257,23 +257,26 @@ def reason(name: str, left_out: dict[str, str]) -> Iterator[None]:
         left_out[name] = str(missing)
     except MemoryError:
         left_out[name] = "out of memory"
+        has_failed = True
     except Exception as error:
         text = f"{type(error).__name__}: {first_line(error)}"
         if heard and "No available kernel" in text:  # PyTorch says in warnings why
             text = str(heard[-1].message).split(" (Triggered internally")[0]
         left_out[name] = text
-    if name in left_out:
-        gc.collect()
+        has_failed = True
+    if has_failed:
+        gc.collect()  # what the exception's frames held
 
 
 def difference(wanted: list[Array], given: list[Array], same: float) -> str | None:
-    """Why results are not the same, or None."""
+    """Why results are not the same, or None. Gradients have one scale: that of a single key's scores is 0."""
+    largest = max(float(abs(x).max()) for x in wanted)
     for one, other in zip(wanted, given, strict=True):
         if one.shape != other.shape:
             return f"differs: shape {other.shape}, flash's is {one.shape}"
-        error = float(abs(one - other).max() / abs(one).max())
-        if not error <= same:
-            return f"differs from flash by {error:.1e} of the largest value"
+        error = float(abs(one - other).max())
+        if not error <= same * largest:
+            return f"differs from flash by {error / largest:.1e} of the largest value"
     return None
 
 

@@ -114,13 +114,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, value in DEFAULTS.items():
         if name not in given:
             setattr(options, name, value)
+    # Compiling takes longer there than all the rest.
+    options.not_asked = {"flex": "compiling takes long on the CPU: name it with --peers"}
+    if "peers" in given or options.device == "cuda":
+        options.not_asked = {}
     defaults = {
         "rounds": ROUNDS[options.device],
         "product_size": PRODUCT_SIZE[options.device],
         "seconds": 0.25,
         "limit": 1.0,
-        # Compiling takes longer there than all the rest.
-        "peers": [name for name in PEERS if name != "flex" or options.device == "cuda"],
+        "peers": [name for name in PEERS if name not in options.not_asked],
     }
     for name, value in defaults.items():
         if name not in given:

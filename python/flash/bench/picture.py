@@ -19,7 +19,7 @@ def save(results: Results, path: Path) -> None:
         if row["sides"]:
             groups.setdefault(group_name(row), []).append(row)
     chosen = dict(list(groups.items())[:PANELS]) or {"nothing was measured": []}
-    figure = Figure(figsize=(4.6 * len(chosen), 7.5), layout="constrained")
+    figure = Figure(figsize=(1.5 + 4.6 * len(chosen), 7.5), layout="constrained")
     axes = figure.subplots(2, len(chosen), squeeze=False)
     names = list(dict.fromkeys(name for rows in chosen.values() for row in rows for name in row["sides"]))
     for column, (title, rows) in enumerate(chosen.items()):
@@ -39,6 +39,7 @@ def save(results: Results, path: Path) -> None:
             rates.plot(*zip(*products, strict=True), "k--", label="matrix product")
         rates.set(title=title, ylabel="GFLOP/s", ylim=(0, None))
         ratios.set(ylabel="time / flash's time", yscale="log")
+        ratios.yaxis.set_major_formatter("{x:g}")
         for axis in (rates, ratios):
             ticks = sorted({row["length"] for row in rows})
             axis.set(xlabel="length", xscale="log")
@@ -46,7 +47,7 @@ def save(results: Results, path: Path) -> None:
             axis.set_xticks([], minor=True)
             axis.grid(True, alpha=0.3)
     if names:
-        axes[0][0].legend(fontsize="small")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     machine = results["machine"]
     left_out = f"; {len(groups) - PANELS} more groups are not shown" if len(groups) > PANELS else ""
     figure.suptitle(f"flash {machine['flash']}, {machine['gpu'] or machine['cpu']}, {machine['date']}{left_out}")
