@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flash.bench.measure import Results
+from flash.bench.report import rate_quartiles
 
 PANELS = 6  # beside each other, at most
 
@@ -65,12 +66,6 @@ def group_name(row: Results) -> str:
     if row["density"] is not None:
         lines[2] += f", blocks {row['density']:g}"
     return "\n".join(lines)
-
-
-def rate_quartiles(side: Results) -> tuple[float, float]:
-    """Of the rate, from those of the time."""
-    low, high = side["quartiles"]
-    return side["gflops"] * side["seconds"] / high, side["gflops"] * side["seconds"] / low
 
 
 def spread(values: list[float], around: list[tuple[float, float]]) -> list[list[float]]:

@@ -68,9 +68,11 @@ def about(results: Results) -> str:
 
 def block(row: Results) -> str:
     """The table of a case."""
-    product = row["product"]
-    rate = f"product in {product['dtype']}: {product['gflops']:.0f} GFLOP/s" if product else ""
-    lines = [f"{row['operation']} {row['dtype']}, {case_name(row)}"]
+    rate = ""
+    if product := row["product"]:
+        low, high = rate_quartiles(product)
+        rate = f" (product in {product['dtype']}: {product['gflops']:.0f} GFLOP/s, {low:.0f} - {high:.0f})"
+    lines = [f"{row['operation']} {row['dtype']}, {case_name(row)}{rate}"]
     if row["sides"]:
         width = max(len(name) for name in row["sides"])
         lines.append(
@@ -85,10 +87,14 @@ def block(row: Results) -> str:
             f"  {name:<{width}} {seconds(side['seconds']):>9}  {ratio:>6}  {spread:<13} {side['gflops']:>9.4g} "
             f"{share:>6} {len(side['samples']):>7}"
         )
-    if rate:
-        lines[0] += f" ({rate})"
     lines += [f"  {name}: {row['left_out'][name]}" for name in ("flash", *row["different"]) if name in row["left_out"]]
     return "\n".join(lines)
+
+
+def rate_quartiles(side: Results) -> tuple[float, float]:
+    """Of the rate, from those of the time."""
+    low, high = side["quartiles"]
+    return side["gflops"] * side["seconds"] / high, side["gflops"] * side["seconds"] / low
 
 
 def case_name(row: Results) -> str:
