@@ -213,3 +213,12 @@ def test_record_rewrites_paths_and_nan(tmp_path):
 
     with pytest.raises(ValueError, match="still in the results"):
         record.portable({**result, "requirements": {"x": python}})
+
+
+def test_the_history_is_strict_json_without_paths():
+    files = sorted((BENCH / "results").glob("*/*-existing-py3.json"))
+    assert files
+    for file in files:
+        text = file.read_text()
+        assert strict(text)["commit_hash"].startswith(file.name.split("-")[0])
+        assert not re.search(r'["\'](/|[A-Z]:\\)|/home/|/tmp/|/root/', text), file

@@ -46,7 +46,7 @@ class _Gpu(Benchmark):
     def seconds(self, call: Callable[[], object]) -> float:
         """Between two events around each of at least ten calls, after two that don't count, out of an empty L2 cache.
 
-        While the cache is overwritten, for 50 us or more, the host prepares the call: its own time isn't measured.
+        While the cache is overwritten the host prepares the call: 50 us or more of its own time aren't measured.
         """
         flushed = self.cupy.empty(self.flushed_bytes, "uint8")
 
