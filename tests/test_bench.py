@@ -9,6 +9,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy
@@ -176,14 +177,15 @@ def test_numbers_follow_from_the_samples(measured):
 
 
 def test_sides_take_turns_and_leave_when_their_time_is_spent():
+    """Their own time, not that of the others."""
     log = []
 
-    def side(name, once):
-        library = SimpleNamespace(device="cuda", start=lambda call, count: log.append(name) or (lambda: 1.0))
-        return measure.Side(library, lambda: None, once)
+    def side(name, seconds):
+        library = SimpleNamespace(device="cuda", start=lambda call, count: call() or (lambda: 1.0))
+        return measure.Side(library, lambda: log.append(name) or time.sleep(seconds))
 
-    sides = {"flash": side("flash", 0.0), "quick": side("quick", 0.0), "slow": side("slow", 99.0)}
-    given = argparse.Namespace(device="cuda", rounds=12, seconds=50.0)
+    sides = {"flash": side("flash", 0.0), "quick": side("quick", 0.0), "slow": side("slow", 0.02)}
+    given = argparse.Namespace(device="cuda", rounds=12, seconds=0.1)
     measure.Session(given, bench.Progress(1)).rounds(sides, {})
     assert log == ["flash", "quick", "slow"] * 10 + ["flash", "quick"] * 2
 
@@ -364,13 +366,19 @@ def test_a_picture(measured, tmp_path, capsys):
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_that_can_not_be_written(measured, monkeypatch, tmp_path):
+@pytest.mark.parametrize("option", ["json", "png", "markdown"])
+def test_a_full_disk_is_reported_at_the_end(monkeypatch, capsys, tmp_path, option):
     def save(results, path):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(bench.report, "write", save)
+    monkeypatch.setattr(bench.report, "save_markdown", save)
     monkeypatch.setattr(bench.picture, "save", save)
-    status, results, _ = measured(*PLAIN, "--png", str(tmp_path / "picture.png"))
-    assert status == 1 and results["rows"]
+    file = tmp_path / "file"
+    assert bench.main([*PLAIN, f"--{option}", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("\n  numpy ") == 2
+    assert err.count(f"flash bench: {file} can't be written: No space left on device") == 1
 
 
 def test_the_commit_is_that_of_the_package(monkeypatch, tmp_path):
@@ -436,7 +444,10 @@ def test_wrong_options(monkeypatch, capsys, tmp_path, given, message):
     assert message in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("text, why", [("[1", "is not JSON"), ("[]", "doesn't hold results"), ("{}", "doesn't hold")])
+@pytest.mark.parametrize(
+    "text, why",
+    [("[1", "is not JSON"), ("[]", "doesn't hold results"), ('{"format": "flash bench 1"}', "doesn't hold results")],
+)
 def test_wrong_input(capsys, tmp_path, text, why):
     file = tmp_path / "file"
     file.write_text(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from flash._measure import Progress
 from flash.bench import picture, report
@@ -66,7 +67,8 @@ def run(options: argparse.Namespace) -> Results:
             results["rows"].append(row)
             say(report.block(row))
         if options.json is not None:
-            report.write(results, options.json)
+            with suppress(OSError):  # the last one says why
+                report.write(results, options.json)
         if session.interrupted:
             break
     say(report.closing(results))
@@ -74,9 +76,10 @@ def run(options: argparse.Namespace) -> Results:
 
 
 def write_files(options: argparse.Namespace, results: Results) -> bool:
-    """The picture and the tables for documents; whether all could be written."""
+    """What was asked for beside the table; whether all could be written."""
     written = True
-    for path, save in ((options.png, picture.save), (options.markdown, report.save_markdown)):
+    files = (options.json, report.write), (options.png, picture.save), (options.markdown, report.save_markdown)
+    for path, save in files:
         if path is not None:
             try:
                 save(results, path)

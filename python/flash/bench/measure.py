@@ -62,8 +62,10 @@ class Side:
             count = max(1, math.ceil(SHORT / max(self.once, 1e-7)))
             self.settle()
         reading = self.library.start(self.call, count)
+        self.spent += time.perf_counter() - begin
 
         def read() -> None:
+            begin = time.perf_counter()
             self.samples.append(reading())
             self.spent += time.perf_counter() - begin
 

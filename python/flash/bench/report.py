@@ -29,7 +29,8 @@ def read(path: Path) -> Results:
         raise ValueError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
+    parts = {"machine", "options", "not_asked", "interrupted", "rows"}
+    if not isinstance(results, dict) or results.get("format") != FORMAT or not parts <= results.keys():
         raise ValueError(f"{path} doesn't hold results of this benchmark")
     return results
 
