@@ -88,9 +88,12 @@ class Requests {
         return {bias_partial(), bytes_of(x_.bias.dtype, own_elements(x_.bias, x_))};
       case Operation::backward_sinks_any:
         return {3 * kFloat * rows_, bytes_of(x_.sinks.dtype, static_cast<double>(x_.Hq))};
-      default:
-        return {};
+      case Operation::weights_any:  // of other calls
+      case Operation::merge_any:
+      case Operation::dropout_mask_any:
+        break;
     }
+    return {};
   }
 
  private:

@@ -56,6 +56,12 @@ def test_requested_bytes(pattern: str, device: str) -> None:
 
 
 @pytest.mark.emulated
+@pytest.mark.parametrize("dim", [96, 128, 192, 256])
+def test_requested_bytes_of_hopper(dim: int) -> None:
+    check(Case("", **{**SHAPE, "Hq": 1, "D": dim, "Dv": dim, "causal": True, "device": emulated.HOPPER}))
+
+
+@pytest.mark.emulated
 @pytest.mark.parametrize(("dtype", "dim"), DIMS)
 def test_requested_bytes_of_other_kernels(dtype: str, dim: int) -> None:
     """Deterministic gradients on tensor cores, and the kernels for float32, whose rows come in chunks."""
@@ -95,9 +101,9 @@ NCU = """
 
 
 def test_counts_of_a_profiler_beside_prediction(tmp_path: Any) -> None:
-    """asv_bench/traffic.py: its call runs, its metrics are those it reads, and a profile becomes a table."""
+    """asv_bench/traffic_cuda.py: its call runs, its metrics are those it reads, and a profile becomes a table."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    script = [sys.executable, emulated_library.ROOT / "asv_bench/traffic.py"]
+    script = [sys.executable, emulated_library.ROOT / "asv_bench/traffic_cuda.py"]
     sizes = ["--device", "cpu", "--batch", "1", "--length", "256", "--heads", "2", "--density", "0.5"]
 
     def run(*more: Any) -> str:

@@ -2,8 +2,8 @@
 """Memory traffic of a call on a GPU, as Nsight Compute reads it, beside what `flash.explain` predicts.
 
     ncu --csv --print-units base --log-file traffic.csv --kernel-name regex:flash --metrics METRICS \
-        python asv_bench/traffic.py --length 4096
-    python asv_bench/traffic.py --length 4096 --read traffic.csv
+        python asv_bench/traffic_cuda.py --length 4096
+    python asv_bench/traffic_cuda.py --length 4096 --read traffic.csv
 
 The first command makes one forward and one backward under the profiler, the second reads what it wrote; METRICS is what
 `--metrics` prints. docs/gpu.md says what the numbers mean. `--device cpu` runs the same call where there is no GPU.

@@ -1,0 +1,1 @@
+"""The rows of docs/paper.md: how each result of the papers is measured here, and how it is shown."""
