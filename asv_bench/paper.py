@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 from paper_rows.block_size import BlockSize
 from paper_rows.density import Density
@@ -121,7 +123,9 @@ def page(results: list[Result]) -> str:
                 for kind in KINDS:
                     found = [cell(line, kind, x) for x in of[row.name] if x.kind == kind]
                     cells.append("; ".join(filter(None, found)) if found else cell(line, kind, None))
-                summary.append([number, f"{row.title}: {line.name}", line.paper, *cells])
+                title = f"{number}. {row.title}"
+                anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+                summary.append([f"[{title}](#{anchor})", line.name, line.paper, *cells])
     titles = ["", "", "the papers", *KINDS.values()]
     sections = [section(number, row, of[row.name]) for number, row in enumerate(ROWS, 1)]
     return "\n\n".join([OPENING.rstrip(), table(titles, summary), *sections]) + "\n"
@@ -135,10 +139,11 @@ def draw(row: Row, results: list[Result], path: Path) -> None:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "flash", "font.size": 9}):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         row.draw(figure, results)
+        labelled: dict[str, Any] = {}
         for axes in figure.axes:
             axes.grid(alpha=0.3)
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize="small")
+            labelled |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize="small")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 

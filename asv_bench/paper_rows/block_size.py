@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .row import Line, Result, Row, Values, amount, factor, table
+from .row import Line, Result, Row, Values, amount, doubling, factor, table
 
 DIM, HEADS = 64, 8
 ROWS = (16, 32, 64, 128)
@@ -54,5 +54,6 @@ class BlockSize(Row):
             for result in results:
                 if values := result.values.get(name):
                     scale = 1e-6 if name == "bytes" else 1e3
-                    axes.loglog([*map(int, values)], [scale * x for x in values.values()], "o-", label=result.machine)
-            axes.set(xlabel="rows of a tile", ylabel=unit)
+                    axes.plot([*map(int, values)], [scale * x for x in values.values()], "o-", label=result.machine)
+            doubling(axes, (*ROWS, 256))
+            axes.set(xlabel="rows of a tile", ylabel=unit, ylim=(0, None))

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from .attentions import Function, local, low_rank, standard, training_step
-from .row import Line, Result, Row, Values, amount, factor, table
+from .row import Line, Result, Row, Values, amount, doubling, factor, table
 
 DIM, RANK, WINDOW, BLOCK = 64, 256, 128, 128
 NAMES = ("standard", "flash", "block-sparse", "low rank", "local")
@@ -116,4 +116,5 @@ class Length(Row):
                     axes.loglog(
                         [*found], [*found.values()], style, color=f"C{number}", label=f"{name}, {result.machine}"
                     )
+            doubling(axes, sorted({int(n) for result in results for n in result.values["found"]["flash"]}))
             axes.set(xlabel="length", ylabel=unit)

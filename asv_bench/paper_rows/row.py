@@ -88,6 +88,13 @@ class Row(ABC):
         raise NotImplementedError
 
 
+def doubling(axes: Any, values: Sequence[int]) -> None:
+    """An axis along which each value is twice the one before."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [str(value) for value in values], rotation=45)
+    axes.set_xticks([], minor=True)
+
+
 # ---- Text ------------------------------------------------------------------------------------------------------------
 
 
