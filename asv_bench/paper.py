@@ -63,6 +63,7 @@ def measure(options: argparse.Namespace) -> None:
         from paper_rows.device import Device
 
         device = Device(options.device, 0.0 if options.small else options.seconds)
+    commit = git("describe", "--always", "--abbrev=8", "--dirty=+", "--exclude=*")  # before anything is stored
     for row in ROWS:
         if row.name in options.rows and options.device in row.kinds:
             print(f"{row.title} ...", flush=True)
@@ -71,7 +72,6 @@ def measure(options: argparse.Namespace) -> None:
                 command += " --small"
             values = row.measure(device, options.small)
             about, date = device.about, time.strftime("%Y-%m-%d", time.gmtime())  # type: ignore[attr-defined]
-            commit = git("describe", "--always", "--abbrev=8", "--dirty=+", "--exclude=*")
             result = Result(row.name, options.device, options.machine, about, commit, date, command, values)
             print(f"    {result.store(options.folder)}")
 
