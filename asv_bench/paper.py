@@ -30,7 +30,7 @@ from paper_rows.length import Length
 from paper_rows.row import FOLDER, KINDS, NOT_YET, ROOT, Line, Result, Row, load, table
 from paper_rows.training import Training
 from paper_rows.utilization import Utilization
-from record import git
+from record import SOURCES, git
 
 ROWS: list[Row] = [Gpt2Medium(), BlockSize(), Density(), Length(), IoLaw(), Utilization(), Errors(), Training()]
 PAGE = ROOT / "docs/paper.md"
@@ -63,7 +63,8 @@ def measure(options: argparse.Namespace) -> None:
         from paper_rows.device import Device
 
         device = Device(options.device, 0.0 if options.small else options.seconds)
-    commit = git("describe", "--always", "--abbrev=8", "--dirty=+", "--exclude=*")  # before anything is stored
+    changed = git("status", "--porcelain", "--", *SOURCES)
+    commit = git("rev-parse", "--short=8", "HEAD") + ("+" if changed else "")
     for row in ROWS:
         if row.name in options.rows and options.device in row.kinds:
             print(f"{row.title} ...", flush=True)
