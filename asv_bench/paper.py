@@ -85,7 +85,7 @@ def columns(row: Row, results: list[Result], kinds: list[str]) -> list[tuple[str
     found: list[tuple[str, str, Result | None]] = []
     for kind in kinds:
         machines = [x for x in results if x.kind == kind]
-        found += [(f"{KINDS[kind]}, {x.machine}" if kind != "emulator" else KINDS[kind], kind, x) for x in machines]
+        found += [(KINDS[kind] if kind == x.machine else f"{KINDS[kind]}, {x.machine}", kind, x) for x in machines]
         if not machines and kind in row.kinds:
             found.append((KINDS[kind], kind, None))
     return found
