@@ -34,6 +34,7 @@ from record import SOURCES, git
 
 ROWS: list[Row] = [Gpt2Medium(), BlockSize(), Density(), Length(), IoLaw(), Utilization(), Errors(), Training()]
 PAGE = ROOT / "docs/paper.md"
+SECONDS = 1.0  # for each figure
 OPENING = """\
 # The papers' results, measured anew
 
@@ -71,6 +72,8 @@ def measure(options: argparse.Namespace) -> None:
             command = f"python asv_bench/paper.py measure --machine {options.machine} --device {options.device}"
             if options.small:
                 command += " --small"
+            elif options.seconds != SECONDS:
+                command += f" --seconds {options.seconds:g}"
             values = row.measure(device, options.small)
             about, date = device.about, time.strftime("%Y-%m-%d", time.gmtime())  # type: ignore[attr-defined]
             result = Result(row.name, options.device, options.machine, about, commit, date, command, values)
@@ -167,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     measuring.add_argument("--device", default="cpu", choices=list(KINDS))
     measuring.add_argument("--rows", nargs="+", default=names, choices=names)
     measuring.add_argument("--small", action="store_true", help="to see that it works")
-    measuring.add_argument("--seconds", type=float, default=1.0, help="time for each figure")
+    measuring.add_argument("--seconds", type=float, default=SECONDS, help="for each figure, default: %(default)s")
     reporting = commands.add_parser("report", help="write the page from what is stored")
     reporting.add_argument("--output", type=Path, default=PAGE)
     for command in (measuring, reporting):

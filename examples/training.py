@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import signal
 import sys
 import sysconfig
@@ -240,8 +239,9 @@ class Training(ABC):
         """How many there are."""
 
     def peak_memory(self) -> int:
-        """Bytes, of the process."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        """Bytes, of the process. Linux's getrusage would count the process that started this one, too."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
     def train_step(self) -> float:
         """One step of the optimizer; the loss before it, over all its batches."""

@@ -22,6 +22,7 @@ import flash
 from flash import reference
 
 ROOT = Path(__file__).resolve().parent.parent
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not in a git checkout")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 
 
@@ -127,6 +128,7 @@ def stored_by(folder: Path) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text())["values"] for path in folder.glob("*/*.json")}
 
 
+@needs_git
 @needs_torch
 def test_rows_are_measured_on_the_cpu(paper: ModuleType, tmp_path: Path) -> None:
     """Small, in a process with one thread; and what is stored becomes a page."""
@@ -140,10 +142,12 @@ def test_rows_are_measured_on_the_cpu(paper: ModuleType, tmp_path: Path) -> None
     assert stored.keys() == {*rows}
     assert all(seconds > 0 for seconds in stored["gpt2_medium"]["seconds"].values())
     assert stored["length"]["found"]["standard"]["512"][1] > 4 * 4 * 512**2  # a matrix for each head
+    assert stored["training"]["found"]["flash"]["tokens"] > 0
     page = paper.page(paper.load(tmp_path))
     assert "CPU, sample" in page and "not measured yet" in page
 
 
+@needs_git
 @pytest.mark.emulated
 def test_rows_are_counted_on_the_emulator(paper: ModuleType, tmp_path: Path) -> None:
     assert emulated.lib is not None
