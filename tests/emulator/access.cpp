@@ -1,5 +1,6 @@
 #include "access.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "lanes.h"
@@ -25,10 +26,19 @@ bool fits(uint64_t offset, uint64_t bytes, uint64_t size) { return offset <= siz
 bool aligned(const Access &a, int lane) { return a.address[lane] % static_cast<uint64_t>(a.bytes) == 0; }
 
 bool all_written(const std::byte *written, int bytes) {
-  if (bytes != 4) return std::memchr(written, 0, static_cast<size_t>(bytes)) == nullptr;
-  uint32_t four;
-  std::memcpy(&four, written, sizeof four);
-  return four == 0x01010101;
+  const auto all = [written](auto wanted) {  // without a call, for speed
+    return std::memcmp(written, &wanted, sizeof wanted) == 0;
+  };
+  switch (bytes) {
+    case 4:
+      return all(uint32_t{0x01010101});
+    case 8:
+      return all(uint64_t{0x0101010101010101});
+    case 16:
+      return all_written(written, 8) && all_written(written + 8, 8);
+    default:
+      return std::memchr(written, 0, static_cast<size_t>(bytes)) == nullptr;
+  }
 }
 
 void report_misaligned(Warp &w, const Access &a, int lane, const std::string &what) {
@@ -44,12 +54,39 @@ bool same_bytes(const Warp &w, const Access &a, int lane, const Conflict &c) {
   return a.address[lane] == a.address[other] && std::memcmp(at(lane), at(other), static_cast<size_t>(a.bytes)) == 0;
 }
 
+// Calls check(lanes, accessor) once for lanes that do the same and are alike: most often they read one place.
+template <class Check>
+void each_accessor(const Warp &w, const Instruction &i, const Access &a, Mask lanes, Check check) {
+  const bool together = a.use == Use::kRead && lanes != 0 && w.block->clocks->alike(w.thread(0), lanes);
+  const auto same_address = [&](int lane) {
+    return lanes_where([&a, address = a.address[lane]](int other) { return a.address[other] == address; });
+  };
+  for (Mask rest = lanes; rest != 0;) {
+    const int lane = __builtin_ctz(rest);
+    const Mask one = Mask{1} << lane, same = together ? same_address(lane) & rest : one;
+    check(same, Accessor{w.thread(lane), w.pc, strength(i, a), -1, 0, same == one ? 0 : same});
+    rest &= ~same;
+  }
+}
+
+// The lane that can speak of a conflict with a thread that may be one of the lanes itself.
+int lane_against(const Warp &w, Mask lanes, const Conflict &c) {
+  const int first = __builtin_ctz(lanes);
+  const Mask others = lanes & (lanes - 1);
+  return c.thread == w.thread(first) && others != 0 ? __builtin_ctz(others) : first;
+}
+
 Mask shared(Warp &w, const Instruction &i, Access &a, Mask lanes) {
   Block &block = *w.block;
   Run &run = *w.run;
   const auto bytes = static_cast<uint64_t>(a.bytes);
   Mask good = 0;
-  uint64_t offsets[kLanes];
+  uint64_t offsets[kLanes], first = ~uint64_t{0}, end = 0;
+  each_lane(lanes, [&](int lane) {
+    first = std::min(first, a.address[lane] - kSharedStart);
+    end = std::max(end, a.address[lane] - kSharedStart + bytes);
+  });
+  const bool meets_mbarrier = end > run.shared_bytes || block.mbarrier_in(first, end - first) != nullptr;
   each_lane(lanes, [&](int lane) {
     const uint64_t offset = offsets[lane] = a.address[lane] - kSharedStart;
     const auto where = [&] { return "shared memory + " + std::to_string(offset); };
@@ -62,7 +99,7 @@ Mask shared(Warp &w, const Instruction &i, Access &a, Mask lanes) {
       return;
     }
     if (!aligned(a, lane)) return report_misaligned(w, a, lane, where());
-    if (block.mbarrier_in(offset, bytes) != nullptr) {
+    if (meets_mbarrier && block.mbarrier_in(offset, bytes) != nullptr) {
       run.report(w, Kind::kMbarrier, lane, verb(a) + " of " + where() + ", where an mbarrier is");
       return;
     }
@@ -77,14 +114,18 @@ Mask shared(Warp &w, const Instruction &i, Access &a, Mask lanes) {
         std::memset(written, 1, bytes);
       }
     }
-    if (block.shadow != nullptr) {
-      const Accessor who{w.thread(lane), w.pc, strength(i, a)};
+  });
+  if (block.shadow != nullptr) {
+    each_accessor(w, i, a, good, [&](Mask same, const Accessor &who) {
+      const uint64_t offset = offsets[__builtin_ctz(same)];
       const Conflict c = a.copy                ? block.shadow->begin_copy(*block.clocks, who, offset, a.bytes)
                          : a.use == Use::kRead ? block.shadow->read(*block.clocks, who, offset, a.bytes)
                                                : block.shadow->write(*block.clocks, who, offset, a.bytes);
-      if (c && !same_bytes(w, a, lane, c)) report_conflict(w, lane, verb(a), where(), c);
-    }
-  });
+      const int lane = lane_against(w, same, c);
+      if (c && !same_bytes(w, a, lane, c))
+        report_conflict(w, lane, verb(a), "shared memory + " + std::to_string(offset), c);
+    });
+  }
   // The bytes of cp.async arrive some time, not as one access of the warp.
   if (run.options.traffic && !a.copy) run.counters.count_shared(offsets, good, a.bytes);
   if (a.use != Use::kRead) ++run.changes;
@@ -120,7 +161,7 @@ void count_traffic(TrackedBuffer &buffer, const Access &a, Mask lanes, bool in_r
 Mask global(Warp &w, const Instruction &i, Access &a, Mask lanes) {
   Run &run = *w.run;
   const auto bytes = static_cast<uint64_t>(a.bytes);
-  Mask good = 0;
+  Mask good = 0, shadowed = 0;
   TrackedBuffer *buffer = nullptr;
   bool one_buffer = true, in_row = lanes == kAllLanes;
   each_lane(lanes, [&](int lane) {
@@ -140,14 +181,18 @@ Mask global(Warp &w, const Instruction &i, Access &a, Mask lanes) {
     }
     a.place[lane] = reinterpret_cast<std::byte *>(address);
     good |= Mask{1} << lane;
-    if (run.global_shadow != nullptr && !found->constant) {
-      const Accessor who{w.thread(lane), w.pc, strength(i, a)};
+    if (!found->constant) shadowed |= Mask{1} << lane;
+  });
+  if (run.global_shadow != nullptr && shadowed != 0) {
+    each_accessor(w, i, a, shadowed, [&](Mask same, const Accessor &who) {
+      const uint64_t address = a.address[__builtin_ctz(same)];
       const Clocks &clocks = *w.block->clocks;
       const Conflict c = a.use == Use::kRead ? run.global_shadow->read(clocks, w.block->number, who, address, a.bytes)
                                              : run.global_shadow->write(clocks, w.block->number, who, address, a.bytes);
+      const int lane = lane_against(w, same, c);
       if (c && !same_bytes(w, a, lane, c)) report_conflict(w, lane, verb(a), run.buffers.describe(address), c);
-    }
-  });
+    });
+  }
   if (a.use == Use::kWrite) ++run.changes;
   if (!run.options.traffic || buffer == nullptr) return good;
   if (one_buffer) {
@@ -297,9 +342,12 @@ uint64_t key(const Access &a, int lane) { return reinterpret_cast<uint64_t>(a.pl
 void order_before(Warp &w, const Instruction &i, const Access &a, Mask lanes) {
   w.watched = true;
   GlobalShadow *shadow = w.run->global_shadow.get();
-  if (shadow == nullptr) return;
+  if (shadow == nullptr || !shadow->has_published()) return;
+  uint64_t last = 0;
+  Messages found;
   each_lane(lanes, [&](int lane) {
-    const Messages found = shadow->published(key(a, lane), w.block->number);
+    if (key(a, lane) != last) found = shadow->published(key(a, lane), w.block->number);
+    last = key(a, lane);
     w.block->clocks->find(w.thread(lane), found, i.acquire, i.scope);
   });
 }

@@ -8,13 +8,15 @@ namespace {
 
 // Passes that 4-byte words need: words of one bank wait for each other, the same word is read once for all.
 uint64_t wavefronts(const uint64_t *words, int count) {
-  uint64_t seen[kLanes * 4];
-  int distinct = 0;
-  uint8_t in_bank[32] = {}, most = 0;
+  constexpr int kBanks = 32;
+  uint64_t distinct[kBanks][kLanes];
+  uint8_t in_bank[kBanks] = {}, most = 0;
   for (int i = 0; i < count; ++i) {
-    if (distinct > 0 && std::find(seen, seen + distinct, words[i]) != seen + distinct) continue;
-    seen[distinct++] = words[i];
-    most = std::max(most, ++in_bank[words[i] % 32]);
+    const auto bank = words[i] % kBanks;
+    uint64_t *const end = distinct[bank] + in_bank[bank];
+    if (std::find(distinct[bank], end, words[i]) != end) continue;
+    *end = words[i];
+    most = std::max(most, ++in_bank[bank]);
   }
   return most;
 }

@@ -5,6 +5,7 @@
 // Inputs and output are separate registers or exactly the same one, so the loops vectorise.
 #pragma once
 #include <cstddef>
+#include <cstring>
 #include <tuple>
 #include <utility>
 
@@ -17,6 +18,20 @@ constexpr Mask kAllLanes = ~Mask{0};
 template <class Visit>
 inline void each_lane(Mask lanes, Visit visit) {
   for (; lanes != 0; lanes &= lanes - 1) visit(__builtin_ctz(lanes));
+}
+
+// The lanes for which it holds; written so that compilers make it a few vector instructions.
+template <class Predicate>
+inline Mask lanes_where(Predicate holds) {
+  uint8_t is[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) is[lane] = holds(lane);
+  Mask mask = 0;
+  for (int part = 0; part < 4; ++part) {
+    uint64_t eight;
+    std::memcpy(&eight, is + 8 * part, sizeof eight);
+    mask |= static_cast<Mask>(eight * 0x0102040810204080 >> 56) << 8 * part;  // the lowest bits of its bytes
+  }
+  return mask;
 }
 
 namespace detail {

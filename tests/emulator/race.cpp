@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "lanes.h"
+
 namespace emulator {
 
 namespace {
@@ -39,11 +41,6 @@ void add(Published &to, const Published &from) {
 bool both(Strength a, Strength b, Strength enough) { return a >= enough && b >= enough; }
 Strength between(uint64_t block, uint64_t other) { return block == other ? Strength::kBlock : Strength::kDevice; }
 
-template <class Visit>
-void each_lane(Mask lanes, Visit visit) {
-  for (; lanes != 0; lanes &= lanes - 1) visit(__builtin_ctz(lanes));
-}
-
 }  // namespace
 
 // ---- Clocks
@@ -65,6 +62,31 @@ Clocks::Clocks(uint64_t block, int threads)
       found_far_(at(threads)),
       fenced_(at(threads)),
       found_fenced_(at(threads)) {}
+
+Mask Clocks::unknown(int first_thread, Mask lanes, Clock clock, int viewer) const {
+  const size_t warp = at(first_thread / kLanes);
+  if (warp >= asked_.size()) asked_.resize(warp + 1);
+  Asked &asked = asked_[warp];
+  if (const Known &known = known_[at(viewer)]; asked.known != known || asked.clock != clock) {
+    const size_t first = at(first_thread), size = known->size();
+    const Clock *const clocks = known->data();
+    asked = {known, clock, 0};
+    asked.late = first + kLanes <= size ? lanes_where([=](int lane) { return clocks[first + at(lane)] < clock; })
+                                        : lanes_where([=](int lane) {
+                                            return first + at(lane) >= size || clocks[first + at(lane)] < clock;
+                                          });
+  }
+  return asked.late & lanes;
+}
+
+bool Clocks::alike(int first_thread, Mask lanes) const {
+  const size_t first = at(first_thread + __builtin_ctz(lanes));
+  for (Mask rest = lanes; rest != 0; rest &= rest - 1) {
+    const size_t t = at(first_thread + __builtin_ctz(rest));
+    if (known_[t] != known_[first] || own_[t] != own_[first]) return false;
+  }
+  return true;
+}
 
 bool Clocks::ordered(uint64_t block, int earlier, Clock clock, int viewer) const {
   if (block == block_) return ordered(earlier, clock, viewer);
@@ -204,7 +226,7 @@ void Clocks::take_over(int thread, const Published &what) {
   if (mine != what->end()) {
     auto sum = *known_[at(thread)];
     raise(sum, *mine->second);
-    known_[at(thread)] = std::make_shared<const std::vector<Clock>>(std::move(sum));
+    if (sum != *known_[at(thread)]) known_[at(thread)] = std::make_shared<const std::vector<Clock>>(std::move(sum));
   }
   if (what->size() == (mine != what->end() ? 1u : 0u)) return;
   const auto same =
@@ -262,19 +284,25 @@ bool Clocks::fenced(Proxy of, int writer, Clock clock, int viewer) const {
   return next != fences.end() && ordered(writer, *next + 1, viewer);
 }
 
+// Whether everybody of who accesses comes after this.
+inline bool ordered(const Clocks &clocks, int earlier, Clock clock, const Accessor &who) {
+  if (who.together == 0) return clocks.ordered(earlier, clock, who.thread);
+  return clocks.unknown(earlier / kLanes * kLanes, Mask{1} << earlier % kLanes, clock, who.thread) == 0;
+}
+
 // ---- Shared memory
 
 // Whether nothing speaks against an access by the last write: the usual case, quickly.
 inline bool SharedShadow::after_write(const Cell &cell, const Clocks &clocks, Accessor who) {
   if (who.agent >= 0 && cell.write_clock != 0 && cell.writer < clocks.threads()) return false;
-  return !cell.in_flight && (cell.write_clock == 0 || clocks.ordered(cell.writer, cell.write_clock, who.thread) ||
+  return !cell.in_flight && (cell.write_clock == 0 || ordered(clocks, cell.writer, cell.write_clock, who) ||
                              both(cell.strength, who.strength, Strength::kBlock));
 }
 
 Conflict SharedShadow::against_write(const Cell &cell, const Clocks &clocks, Accessor who) {
   if (cell.in_flight) return {Conflict::With::kCopyInFlight, clocks.block(), cell.writer, cell.write_pc};
   if (cell.write_clock != 0 && !both(cell.strength, who.strength, Strength::kBlock) &&
-      !clocks.ordered(cell.writer, cell.write_clock, who.thread)) {
+      !ordered(clocks, cell.writer, cell.write_clock, who)) {
     return {Conflict::With::kWrite, clocks.block(), cell.writer, cell.write_pc};
   }
   if (who.agent >= 0 && cell.write_clock != 0 && cell.writer < clocks.threads() &&
@@ -284,149 +312,134 @@ Conflict SharedShadow::against_write(const Cell &cell, const Clocks &clocks, Acc
   return {};
 }
 
-bool SharedShadow::before(const Reader &reader, const Clocks &clocks, int viewer, int *thread) {
-  for (Mask rest = reader.lanes; rest != 0; rest &= rest - 1) {
-    const int t = reader.warp * kLanes + __builtin_ctz(rest);
-    if (clocks.ordered(t, reader.clock, viewer)) continue;
-    if (thread != nullptr) *thread = t;
-    return false;
+inline bool SharedShadow::before(const Reader &reader, const Clocks &clocks, Accessor who, int *thread) {
+  Mask late = clocks.unknown(reader.warp * kLanes, reader.lanes, reader.clock, who.thread);
+  // Whoever accesses comes after itself; an agent after the thread that set it to work.
+  if (who.agent < 0 ? reader.warp == who.warp() : reader.warp == who.thread / kLanes)
+    late &= ~(who.agent < 0 ? who.lanes() : Mask{1} << who.thread % kLanes);
+  if (late != 0 && thread != nullptr) *thread = reader.warp * kLanes + __builtin_ctz(late);
+  return late == 0;
+}
+
+void SharedShadow::reset(size_t bytes) {
+  pages_.resize((bytes + kPageBytes - 1) / kPageBytes);
+  for (auto &page : pages_) page.reset(kPageBytes);
+  more_.clear();
+  unused_ = 0;
+}
+
+template <class Visit>
+void SharedShadow::visit(uint64_t offset, int bytes, Visit visit) {
+  const auto copy = [&](Cell cell) {
+    uint32_t list = 0;
+    for (uint32_t place = cell.more; place != 0; place = more_[place - 1].next)
+      list = added(Reader(more_[place - 1].reader), list);
+    cell.more = list;
+    return cell;
+  };
+  pages_[offset / kPageBytes].each(offset % kPageBytes, bytes, copy, visit);
+}
+
+uint32_t SharedShadow::added(const Reader &reader, uint32_t list) {
+  uint32_t place = unused_;
+  if (place != 0) {
+    unused_ = more_[place - 1].next;
+  } else {
+    more_.emplace_back();
+    place = static_cast<uint32_t>(more_.size());
   }
-  return true;
+  more_[place - 1] = {reader, list};
+  return place;
+}
+
+void SharedShadow::drop(uint32_t &list) {
+  const uint32_t place = list;
+  list = more_[place - 1].next;
+  more_[place - 1].next = unused_;
+  unused_ = place;
 }
 
 void SharedShadow::add_reader(Cell &cell, const Clocks &clocks, Accessor who) {
-  const auto warp = static_cast<uint16_t>(who.who() / kLanes);
-  const Clock now = who.when(clocks);
-  const Mask lane = Mask{1} << who.who() % kLanes;
-  const auto same = [&](const Reader &r) { return r.warp == warp && r.clock == now && r.strength == who.strength; };
+  const Reader reader{who.lanes(), who.when(clocks), who.pc, static_cast<uint16_t>(who.warp()), who.strength};
   Reader &last = cell.reader;
-  if (last.lanes != 0 && (cell.more != 0 || !before(last, clocks, who.thread))) {
-    if (cell.more == 0) {
-      more_.emplace_back();
-      cell.more = static_cast<uint32_t>(more_.size());
+  if (last.lanes != 0 && (cell.more != 0 || !before(last, clocks, who))) {
+    for (uint32_t place = cell.more; place != 0; place = more_[place - 1].next)
+      if (more_[place - 1].reader.add(reader)) return;
+    for (uint32_t *list = &cell.more; *list != 0;) {
+      if (before(more_[*list - 1].reader, clocks, who))
+        drop(*list);
+      else
+        list = &more_[*list - 1].next;
     }
-    std::vector<Reader> &more = more_[cell.more - 1];
-    for (Reader &reader : more) {
-      if (!same(reader)) continue;
-      reader.lanes |= lane;
-      reader.pc = who.pc;
-      return;
-    }
-    more.erase(std::remove_if(more.begin(), more.end(), [&](const Reader &r) { return before(r, clocks, who.thread); }),
-               more.end());
-    if (!before(last, clocks, who.thread)) more.push_back(last);
+    if (!before(last, clocks, who)) cell.more = added(last, cell.more);
   }
-  last = {lane, now, who.pc, warp, who.strength};
-}
-
-void SharedShadow::refine(int bytes) {
-  const int parts = cell_bytes_ / bytes;
-  std::vector<Cell> finer(cells_.size() * static_cast<size_t>(parts));
-  for (size_t i = 0; i < finer.size(); ++i) {
-    Cell &cell = finer[i] = cells_[i / static_cast<size_t>(parts)];
-    if (cell.more == 0 || i % static_cast<size_t>(parts) == 0) continue;
-    more_.push_back(more_[cell.more - 1]);
-    cell.more = static_cast<uint32_t>(more_.size());
-  }
-  cells_ = std::move(finer);
-  cell_bytes_ = bytes;
+  last = reader;
 }
 
 Conflict SharedShadow::read(const Clocks &clocks, Accessor who, uint64_t offset, int bytes) {
-  if (bytes < cell_bytes_) refine(bytes);
   Conflict conflict;
-  const auto width = static_cast<uint64_t>(cell_bytes_);
-  const int warp = who.who() / kLanes;
-  const Mask lane = Mask{1} << who.who() % kLanes;
-  const Clock now = who.when(clocks);
-  for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
-    Cell &cell = cells_[i];
+  const Reader reader{who.lanes(), who.when(clocks), who.pc, static_cast<uint16_t>(who.warp()), who.strength};
+  visit(offset, bytes, [&](Cell &cell) {
     if (!after_write(cell, clocks, who) && !conflict) conflict = against_write(cell, clocks, who);
-    Reader &last = cell.reader;
-    if (last.lanes != 0 && last.warp == warp && last.clock == now && last.strength == who.strength) {
-      last.lanes |= lane;
-      last.pc = who.pc;
-    } else {
-      add_reader(cell, clocks, who);
-    }
-  }
+    if (!cell.reader.add(reader)) add_reader(cell, clocks, who);
+  });
   return conflict;
 }
 
 Conflict SharedShadow::write(const Clocks &clocks, Accessor who, uint64_t offset, int bytes) {
-  if (bytes < cell_bytes_) refine(bytes);
   Conflict conflict;
-  const auto width = static_cast<uint64_t>(cell_bytes_);
-  for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
-    Cell &cell = cells_[i];
+  visit(offset, bytes, [&](Cell &cell) {
     if (!after_write(cell, clocks, who) && !conflict) conflict = against_write(cell, clocks, who);
     const auto check = [&](const Reader &reader) {
       int thread = 0;
       if (reader.lanes == 0 || conflict || both(reader.strength, who.strength, Strength::kBlock) ||
-          before(reader, clocks, who.thread, &thread))
+          before(reader, clocks, who, &thread))
         return;
       conflict = {Conflict::With::kRead, clocks.block(), thread, reader.pc};
     };
     check(cell.reader);
-    if (cell.more != 0) {
-      for (const Reader &reader : more_[cell.more - 1]) check(reader);
-      more_[cell.more - 1].clear();
-    }
+    for (; cell.more != 0; drop(cell.more)) check(more_[cell.more - 1].reader);
     cell.reader = {};
     cell.write_clock = who.when(clocks);
     cell.write_pc = who.pc;
     cell.writer = static_cast<uint16_t>(who.who());
     cell.strength = who.strength;
-  }
+  });
   return conflict;
 }
 
 Conflict SharedShadow::begin_copy(const Clocks &clocks, Accessor who, uint64_t offset, int bytes) {
   const Conflict conflict = write(clocks, who, offset, bytes);
-  const auto width = static_cast<uint64_t>(cell_bytes_);
-  for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
-    cells_[i].in_flight = true;
-  }
+  visit(offset, bytes, [](Cell &cell) { cell.in_flight = true; });
   return conflict;
 }
 
 void SharedShadow::end_copy(const Clocks &clocks, int thread, uint64_t offset, int bytes) {
-  const auto width = static_cast<uint64_t>(cell_bytes_);
-  for (uint64_t i = offset / width; i < (offset + static_cast<uint64_t>(bytes)) / width; ++i) {
-    cells_[i].in_flight = false;
-    cells_[i].writer = static_cast<uint16_t>(thread);
-    cells_[i].write_clock = clocks.now(thread);
-  }
+  visit(offset, bytes, [&](Cell &cell) {
+    cell.in_flight = false;
+    cell.writer = static_cast<uint16_t>(thread);
+    cell.write_clock = clocks.now(thread);
+  });
 }
 
 // ---- Global memory
 
 template <class Visit>
 void GlobalShadow::visit(uint64_t address, int bytes, Visit visit) {
-  const uint64_t number = address >> kPageLog2;  // an access is aligned, so it never crosses a page
+  const uint64_t number = address / kPageBytes;  // an access is aligned, so it never crosses a page
   if (number != last_number_) {
     last_page_ = &pages_[number];
     last_number_ = number;
-    if (last_page_->cells.empty()) last_page_->cells.resize(size_t{1} << kPageLog2 >> 2);
+    if (last_page_->cells.empty()) last_page_->reset(kPageBytes);
   }
-  Page &page = *last_page_;
-  if (bytes < page.cell_bytes) {
-    const auto parts = static_cast<size_t>(page.cell_bytes / bytes);
-    std::vector<Cell> finer(page.cells.size() * parts);
-    for (size_t i = 0; i < finer.size(); ++i) finer[i] = page.cells[i / parts];
-    page.cells = std::move(finer);
-    page.cell_bytes = bytes;
-  }
-  const auto width = static_cast<uint64_t>(page.cell_bytes);
-  const uint64_t begin = address % (uint64_t{1} << kPageLog2);
-  for (uint64_t i = begin / width; i < (begin + static_cast<uint64_t>(bytes)) / width; ++i) visit(page.cells[i]);
+  last_page_->each(address % kPageBytes, bytes, [](const Cell &cell) { return cell; }, visit);
 }
 
 Conflict GlobalShadow::against_write(const Cell &cell, const Clocks &clocks, uint64_t block, Accessor who) {
   if (cell.write_block == 0) return {};
   const uint64_t other = cell.write_block - 1;
   if (both(cell.write_strength, who.strength, between(other, block))) return {};
-  if (other == block ? clocks.ordered(cell.writer, cell.write_clock, who.thread)
+  if (other == block ? ordered(clocks, cell.writer, cell.write_clock, who)
                      : clocks.ordered(other, cell.writer, cell.write_clock, who.thread)) {
     // Of another block the fences aren't known.
     if (who.agent >= 0 && other == block && cell.writer < clocks.threads() &&
@@ -442,12 +455,12 @@ Conflict GlobalShadow::read(const Clocks &clocks, uint64_t block, Accessor who, 
   Conflict conflict;
   visit(address, bytes, [&](Cell &cell) {
     if (!conflict) conflict = against_write(cell, clocks, block, who);
-    const auto warp = static_cast<uint16_t>(who.who() / kLanes);
+    const auto warp = static_cast<uint16_t>(who.warp());
     const Clock now = who.when(clocks);
     const auto reader = static_cast<uint32_t>(block + 1);
     if (cell.read_block != 0 && cell.read_block != reader) cell.several_blocks_read = true;
     if (cell.read_block != reader || cell.read_warp != warp || cell.read_clock != now) cell.readers = 0;
-    cell.readers |= Mask{1} << who.who() % kLanes;
+    cell.readers |= who.lanes();
     cell.read_block = reader;
     cell.read_warp = warp;
     cell.read_clock = now;

@@ -17,7 +17,7 @@
 // different blocks race unless both have .gpu or .sys. What .cta hides stays hidden: a wider atomic of another thread of
 // the block doesn't pass it on.
 //
-// Shadow memory has a cell for 4 bytes, refined to 2 or 1 where a narrower access comes. A cell holds the last write and
+// Shadow memory has a cell for 16 bytes, refined to fewer where a narrower access comes. A cell holds the last write and
 // the reads that are concurrent to each other.
 //
 // Whatever works beside the threads is an agent with a number behind theirs, and with clocks that whoever makes it
@@ -80,9 +80,14 @@ class Clocks {
     const std::vector<Clock> &known = *known_[static_cast<size_t>(viewer)];
     return static_cast<size_t>(earlier) < known.size() && known[static_cast<size_t>(earlier)] >= clock;
   }
-  // The same for an access of another block.
+  // Those of the lanes, of threads first_thread + lane at one clock, that aren't known to the viewer.
+  Mask unknown(int first_thread, Mask lanes, Clock clock, int viewer) const;
+  // As ordered(), for an access of another block.
   bool ordered(uint64_t block, int earlier, Clock clock, int viewer) const;
   bool took_over_anything() const { return !taken_.empty(); }
+
+  // Whether threads first_thread + lane of the mask know the same and have the same clock.
+  bool alike(int first_thread, Mask lanes) const;
 
   // Threads first_thread + lane of the mask.
   void release(int first_thread, Mask lanes, Knowledge &into);
@@ -136,6 +141,14 @@ class Clocks {
   bool knows(const Taken &taken, int viewer) const;
 
   std::vector<Taken> taken_;
+
+  // The last question of unknown() about each warp and its answer: one question comes up many times in a row.
+  struct Asked {
+    Known known;  // by whom
+    Clock clock = 0;
+    Mask late = 0;
+  };
+  mutable std::vector<Asked> asked_;
 };
 
 // What an access races with.
@@ -157,14 +170,48 @@ struct Accessor {
   Strength strength;
   int agent = -1;   // -1: the thread itself
   Clock clock = 0;  // of the agent
+  Mask together = 0;  // lanes of several threads that do the same and are alike, `thread` being one; 0: it is alone
   int who() const { return agent < 0 ? thread : agent; }
+  int warp() const { return who() / kLanes; }
+  Mask lanes() const { return together != 0 ? together : Mask{1} << who() % kLanes; }
   Clock when(const Clocks &clocks) const { return agent < 0 ? clocks.now(thread) : clock; }
+};
+
+// Some bytes of memory, as cells of one width.
+template <class Cell>
+struct ShadowPage {
+  static constexpr int kWidest = 16;  // as an access of a lane
+  int cell_bytes = kWidest;
+  std::vector<Cell> cells;
+
+  void reset(size_t bytes) {
+    cell_bytes = kWidest;
+    cells.assign(bytes / kWidest, {});
+  }
+  // Calls visit(cell) for those of an aligned access; copy(cell) makes the further parts of one that was wider.
+  template <class Copy, class Visit>
+  void each(uint64_t begin, int bytes, Copy copy, Visit visit) {
+    if (bytes < cell_bytes) refine(bytes, copy);
+    const auto width = static_cast<uint64_t>(cell_bytes);
+    for (uint64_t i = begin / width; i < (begin + static_cast<uint64_t>(bytes)) / width; ++i) visit(cells[i]);
+  }
+
+ private:
+  template <class Copy>
+  void refine(int bytes, Copy copy) {
+    const auto parts = static_cast<size_t>(cell_bytes / bytes);
+    std::vector<Cell> finer(cells.size() * parts);
+    for (size_t i = 0; i < finer.size(); ++i) finer[i] = i % parts == 0 ? cells[i / parts] : copy(cells[i / parts]);
+    cells = std::move(finer);
+    cell_bytes = bytes;
+  }
 };
 
 // Of the shared memory of one block.
 class SharedShadow {
  public:
-  explicit SharedShadow(size_t bytes) : cells_((bytes + 3) / 4) {}
+  // As before any access, of a block that has so many bytes.
+  void reset(size_t bytes);
   Conflict read(const Clocks &clocks, Accessor who, uint64_t offset, int bytes);
   Conflict write(const Clocks &clocks, Accessor who, uint64_t offset, int bytes);
   // cp.async: a write now, and nobody may touch the bytes until it has landed.
@@ -178,6 +225,13 @@ class SharedShadow {
     uint32_t pc = 0;
     uint16_t warp = 0;
     Strength strength = Strength::kWeak;
+    // Takes another one in, if it differs in lanes and instruction only.
+    bool add(const Reader &other) {
+      if (lanes == 0 || warp != other.warp || clock != other.clock || strength != other.strength) return false;
+      lanes |= other.lanes;
+      pc = other.pc;
+      return true;
+    }
   };
   struct Cell {
     Clock write_clock = 0;  // 0: never written
@@ -185,19 +239,29 @@ class SharedShadow {
     uint16_t writer = 0;
     bool in_flight = false;
     Strength strength = Strength::kWeak;
-    uint32_t more = 0;  // 1 + index of further readers; 0: none
+    uint32_t more = 0;  // 1 + index of the first of further readers; 0: none
     Reader reader;
+  };
+  struct FurtherReader {
+    Reader reader;
+    uint32_t next;  // as Cell::more
   };
   static bool after_write(const Cell &cell, const Clocks &clocks, Accessor who);
   static Conflict against_write(const Cell &cell, const Clocks &clocks, Accessor who);
-  static bool before(const Reader &reader, const Clocks &clocks, int viewer, int *thread = nullptr);
+  static bool before(const Reader &reader, const Clocks &clocks, Accessor who, int *thread = nullptr);
   // A reader that isn't the cell's last one already.
   void add_reader(Cell &cell, const Clocks &clocks, Accessor who);
-  void refine(int bytes);
+  // A list with one more in front.
+  uint32_t added(const Reader &reader, uint32_t list);
+  // Takes the first one out of a list.
+  void drop(uint32_t &list);
+  template <class Visit>
+  void visit(uint64_t offset, int bytes, Visit visit);
 
-  std::vector<Cell> cells_;
-  std::vector<std::vector<Reader>> more_;
-  int cell_bytes_ = 4;
+  static constexpr uint64_t kPageBytes = 1024;
+  std::vector<ShadowPage<Cell>> pages_;
+  std::vector<FurtherReader> more_;
+  uint32_t unused_ = 0;  // a list of those of more_ that are in no cell's
 };
 
 // Of all global memory during one launch. Keeps, of the readers of a cell, the last one and whether several blocks read it.
@@ -208,9 +272,10 @@ class GlobalShadow {
   // The order that atomics and strong accesses of an address make.
   void publish(uint64_t address, uint64_t block, const Messages &what);
   Messages published(uint64_t address, uint64_t block) const;
+  bool has_published() const { return !published_.empty(); }
 
  private:
-  static constexpr int kPageLog2 = 12;
+  static constexpr uint64_t kPageBytes = 4096;
   struct Cell {
     uint32_t write_block = 0, read_block = 0;  // 1 + number; 0: none
     Clock write_clock = 0, read_clock = 0;
@@ -220,10 +285,7 @@ class GlobalShadow {
     Strength write_strength = Strength::kWeak, read_strength = Strength::kWeak;
     bool several_blocks_read = false;
   };
-  struct Page {
-    int cell_bytes = 4;
-    std::vector<Cell> cells;
-  };
+  using Page = ShadowPage<Cell>;
   template <class Visit>
   void visit(uint64_t address, int bytes, Visit visit);
   static Conflict against_write(const Cell &cell, const Clocks &clocks, uint64_t block, Accessor who);

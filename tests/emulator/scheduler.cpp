@@ -58,7 +58,8 @@ std::unique_ptr<Block> Scheduler::start(uint64_t number) {
   block->warpgroups.assign((warps + 3) / 4, {});
   if (run_.options.races) {
     block->clocks = std::make_unique<Clocks>(number, static_cast<int>(warps * kLanes));
-    block->shadow = std::make_unique<SharedShadow>(run_.shared_bytes);
+    if (block->shadow == nullptr) block->shadow = std::make_unique<SharedShadow>();
+    block->shadow->reset(run_.shared_bytes);
   }
   std::byte *registers = aligned(block->registers, warps * kernel.register_bytes);
   std::memset(registers, 0xff, warps * kernel.register_bytes);

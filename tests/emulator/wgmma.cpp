@@ -111,8 +111,10 @@ void check_tile(Warp &w, Warpgroup &group, uint32_t clock, const Descriptor &d, 
       break;
     }
   }
+  const auto [lowest, highest] = std::minmax_element(units.begin(), units.end());
+  const bool meets_mbarrier = block.mbarrier_in(*lowest - kSharedStart, *highest - *lowest + kUnit) != nullptr;
   for (const uint32_t address : units) {
-    if (block.mbarrier_in(address - kSharedStart, kUnit) == nullptr) continue;
+    if (!meets_mbarrier || block.mbarrier_in(address - kSharedStart, kUnit) == nullptr) continue;
     run.report(w, Kind::kMbarrier, first, read + " at " + where(address) + ", where an mbarrier is");
     break;
   }
