@@ -69,12 +69,12 @@ Mask Clocks::unknown(int first_thread, Mask lanes, Clock clock, int viewer) cons
   Asked &asked = asked_[warp];
   if (const Known &known = known_[at(viewer)]; asked.known != known || asked.clock != clock) {
     const size_t first = at(first_thread), size = known->size();
-    const Clock *const clocks = known->data();
+    const Clock *const clocks = known->data() + first;
     asked = {known, clock, 0};
-    asked.late = first + kLanes <= size ? lanes_where([=](int lane) { return clocks[first + at(lane)] < clock; })
-                                        : lanes_where([=](int lane) {
-                                            return first + at(lane) >= size || clocks[first + at(lane)] < clock;
-                                          });
+    if (first + kLanes <= size)
+      asked.late = lanes_where([=](int lane) { return clocks[lane] < clock; });
+    else  // agents, some of which the viewer may never have heard of
+      asked.late = lanes_where([=](int lane) { return first + at(lane) >= size || clocks[lane] < clock; });
   }
   return asked.late & lanes;
 }

@@ -168,8 +168,8 @@ struct Accessor {
   int thread;  // in its block; of an agent, the one that sets it to work
   uint32_t pc;
   Strength strength;
-  int agent = -1;   // -1: the thread itself
-  Clock clock = 0;  // of the agent
+  int agent = -1;     // -1: the thread itself
+  Clock clock = 0;    // of the agent
   Mask together = 0;  // lanes of several threads that do the same and are alike, `thread` being one; 0: it is alone
   int who() const { return agent < 0 ? thread : agent; }
   int warp() const { return who() / kLanes; }
