@@ -231,8 +231,8 @@ void tensor_products(const std::string &text) {
   faulty(broken(text, "ldmatrix.sync.aligned.m8n8.x4.shared", 0, "ldmatrix.sync.aligned.m8n8.x4.trans.shared"));
   CHECK(error > 0.01);
   const Stats stats = faulty(broken(text, "bar.sync", 0));
-  const Report &report = *std::find_if(stats.reports.begin(), stats.reports.end(),
-                                       [](const Report &r) { return r.kind == Kind::kRace; });
+  const Report &report =
+      *std::find_if(stats.reports.begin(), stats.reports.end(), [](const Report &r) { return r.kind == Kind::kRace; });
   CHECK(report.line.caller_file == "tensor.cu" && report.other && report.other->caller_file == "tensor.cu");
 }
 
