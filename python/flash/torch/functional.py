@@ -124,9 +124,12 @@ def attention(
     elif seed >= 1 << 63:
         seed -= 1 << 64
 
-    q, k, v = (x.to(dtype_under_autocast(x)) for x in (q, k, v))
-    # These may be float32 beside q of 16 bits.
-    bias, sinks = (x if x is None or x.dtype == torch.float32 else x.to(dtype_under_autocast(x)) for x in (bias, sinks))
+    if _is_autocast(q):
+        q, k, v = (x.to(dtype_under_autocast(x)) for x in (q, k, v))
+        # These may be float32 beside q of 16 bits.
+        bias, sinks = (
+            x if x is None or x.dtype == torch.float32 else x.to(dtype_under_autocast(x)) for x in (bias, sinks)
+        )
 
     block_q = block_k = 0
     lists = BlockLists(None, None, None, None)
@@ -135,9 +138,10 @@ def attention(
         block_q, block_k = block_mask.block_q, block_mask.block_k
 
     settings = Settings(
-        _real(scale, "scale"), causal, left, right, q_offset, q_offsets, q_lens, kv_lens, mask, bias, alibi_slopes,
-        _real(softcap, "softcap"), sinks, block_q, block_k, *lists, dropout, seed, seeds,
-        _scale(q_scale, "q_scale", q), _scale(k_scale, "k_scale", q), _scale(v_scale, "v_scale", q),
+        bias, sinks, mask, alibi_slopes, q_offsets, q_lens, kv_lens, seeds,
+        _scale(q_scale, "q_scale", q), _scale(k_scale, "k_scale", q), _scale(v_scale, "v_scale", q), *lists,
+        _real(scale, "scale"), causal, left, right, q_offset, _real(softcap, "softcap"), dropout, seed,
+        block_q, block_k,
     )  # fmt: skip
     o, lse = forward(q, k, v, *settings)
     return (o, lse) if return_lse else o
@@ -145,9 +149,13 @@ def attention(
 
 def dtype_under_autocast(x: Tensor) -> Any:
     """What autocast, where it is on, makes of a tensor's dtype."""
+    changes = _is_autocast(x) and x.is_floating_point() and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if changes else x.dtype
+
+
+def _is_autocast(x: Tensor) -> bool:
     kind = x.device.type
-    changes = kind != "meta" and torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if changes else x.dtype
+    return kind != "meta" and bool(torch.is_autocast_enabled(kind))
 
 
 def _window(window: Any) -> tuple[int | None, int | None]:

@@ -6,15 +6,19 @@
 PyTorch asks an operator for four things beside its result: the shapes of the results without computing them (compile,
 export), the gradient, what it does with one more axis of all its arguments (vmap), and a schema. That is this file. An
 argument of an operator is a tensor or a number, so the options of `flash.attention` that may be either, or are objects,
-are taken apart into `Settings`; `flash.torch.attention` does it.
+are taken apart into `Settings`; `flash.torch.attention` does it. Where nothing but autograd would look at the operator,
+`forward` and `backward` compute without it, which halves what a call costs the host (docs/benchmarks.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch._C import DispatchKey, DispatchKeySet, _dispatch_keys, _dispatch_tls_local_include_set
 
 from flash.attention import attention, attention_backward
 from flash.block_lists import BlockLists
@@ -24,43 +28,46 @@ from flash.exceptions import FlashValueError, UnsupportedError
 Tensor: TypeAlias = Any  # of PyTorch
 
 _SETTINGS = (
-    "float? scale, bool causal, SymInt? window_left, SymInt? window_right, SymInt? q_offset, Tensor? q_offsets, "
-    "Tensor? q_lens, Tensor? kv_lens, Tensor? mask, Tensor? bias, Tensor? alibi_slopes, float? softcap, Tensor? sinks, "
-    "SymInt block_q, SymInt block_k, Tensor? row_start, Tensor? columns, Tensor? column_start, Tensor? rows, "
-    "float dropout, SymInt seed, Tensor? seeds, Tensor? q_scale, Tensor? k_scale, Tensor? v_scale"
+    "Tensor? bias, Tensor? sinks, Tensor? mask, Tensor? alibi_slopes, Tensor? q_offsets, Tensor? q_lens, "
+    "Tensor? kv_lens, Tensor? seeds, Tensor? q_scale, Tensor? k_scale, Tensor? v_scale, Tensor? row_start, "
+    "Tensor? columns, Tensor? column_start, Tensor? rows, float? scale, bool causal, SymInt? window_left, "
+    "SymInt? window_right, SymInt? q_offset, float? softcap, float dropout, SymInt seed, SymInt block_q, SymInt block_k"
 )
-_WANTED = "q", "k", "v", "bias", "sinks"
+_TENSOR_OPTIONS = (  # of `flash.attention`: what the first settings are
+    "bias", "sinks", "mask", "alibi_slopes", "q_offset", "q_lens", "kv_lens", "seed", "q_scale", "k_scale", "v_scale"
+)  # fmt: skip
+_WANTED = "q", "k", "v", "bias", "sinks"  # the first arguments of flash::attention
 
 
 class Settings(NamedTuple):
-    """The arguments of the operators after q, k and v, in the order of `_SETTINGS`."""
+    """The arguments of the operators after q, k and v, in the order of `_SETTINGS`: tensors, then numbers."""
 
+    bias: Tensor = None
+    sinks: Tensor = None
+    mask: Tensor = None
+    alibi_slopes: Tensor = None
+    q_offsets: Tensor = None  # in place of q_offset
+    q_lens: Tensor = None
+    kv_lens: Tensor = None
+    seeds: Tensor = None  # in place of seed
+    q_scale: Tensor = None
+    k_scale: Tensor = None
+    v_scale: Tensor = None
+    # The lists of a block mask, with its own leading shape; no lists, no mask.
+    row_start: Tensor = None
+    columns: Tensor = None
+    column_start: Tensor = None
+    rows: Tensor = None
     scale: float | None = None
     causal: bool = False
     window_left: int | None = None
     window_right: int | None = None
     q_offset: int | None = None
-    q_offsets: Tensor = None  # in place of q_offset
-    q_lens: Tensor = None
-    kv_lens: Tensor = None
-    mask: Tensor = None
-    bias: Tensor = None
-    alibi_slopes: Tensor = None
     softcap: float | None = None
-    sinks: Tensor = None
-    # A block mask: its block size and its lists with its own leading shape; no lists, no mask.
-    block_q: int = 0
-    block_k: int = 0
-    row_start: Tensor = None
-    columns: Tensor = None
-    column_start: Tensor = None
-    rows: Tensor = None
     dropout: float = 0.0
     seed: int = 0  # as a signed number of 64 bits
-    seeds: Tensor = None  # in place of seed
-    q_scale: Tensor = None
-    k_scale: Tensor = None
-    v_scale: Tensor = None
+    block_q: int = 0  # of a block mask
+    block_k: int = 0
 
     def options(self, q: Tensor) -> dict[str, Any]:
         """The options of `flash.attention`."""
@@ -68,16 +75,14 @@ class Settings(NamedTuple):
             "scale": self.scale,
             "causal": self.causal,
             "window": (self.window_left, self.window_right),
-            "q_offset": self.q_offset if self.q_offsets is None else self.q_offsets.contiguous(),
+            "q_offset": self.q_offset,
             "softcap": self.softcap,
             "dropout": self.dropout,
-            "seed": self.seed % 2**64 if self.seeds is None else self.seeds,
-            "mask": self.mask,
-            "bias": self.bias,
+            "seed": self.seed % 2**64,
         }
-        for name in ("q_lens", "kv_lens", "alibi_slopes", "sinks", "q_scale", "k_scale", "v_scale"):
-            x = getattr(self, name)
-            options[name] = None if x is None else x.contiguous()
+        for name, x in zip(_TENSOR_OPTIONS, self, strict=False):
+            if x is not None:
+                options[name] = x if name in ("bias", "mask") else x.contiguous()
         if self.row_start is not None:
             options["block_mask"] = _ListedBlocks(self, q)
         return options
@@ -167,6 +172,7 @@ def _gradient_shapes(
 
 
 NAMES = "q", "k", "v", *Settings._fields  # of the arguments of flash::attention
+_TENSORS = NAMES.index("scale")  # how many of them are tensors
 operator: Callable[..., tuple[Tensor, Tensor]] = torch.library.custom_op(
     "flash::attention",
     _forward,
@@ -190,23 +196,20 @@ torch.library.register_fake("flash::attention_backward", _gradient_shapes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    is_tensor = [isinstance(x, torch.Tensor) for x in inputs]
-    ctx.numbers = [None if tensor else x for tensor, x in zip(is_tensor, inputs, strict=True)]
-    ctx.save_for_backward(*output, *(x if tensor else None for tensor, x in zip(is_tensor, inputs, strict=True)))
+    ctx.save_for_backward(*output, *inputs[:_TENSORS])
+    ctx.numbers = inputs[_TENSORS:]
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
-    o, lse, *tensors = ctx.saved_tensors
-    inputs = [x if x is not None else number for x, number in zip(tensors, ctx.numbers, strict=True)]
     if do is None and dlse is None:
-        return (None,) * len(inputs)
-    needed = dict(zip(NAMES, ctx.needs_input_grad, strict=True))
-    wanted = [bool(needed[name]) for name in _WANTED]
+        return (None,) * len(NAMES)
+    o, lse, *tensors = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[: len(_WANTED)])
     do = torch.zeros_like(o) if do is None else do
-    found = backward(do, dlse, *inputs[:3], o, lse, *inputs[3:], wanted)
-    gradients = dict(zip([name for name in _WANTED if needed[name]], found, strict=True))
-    return tuple(gradients.get(name) for name in NAMES)
+    found = iter(backward(do, dlse, *tensors[:3], o, lse, *tensors[3:], *ctx.numbers, wanted))
+    gradients = [next(found) if is_wanted else None for is_wanted in wanted]
+    return (*gradients, *[None] * (len(NAMES) - len(_WANTED)))
 
 
 def _differentiate_twice(ctx: Any, *_: Any) -> None:
@@ -216,8 +219,7 @@ def _differentiate_twice(ctx: Any, *_: Any) -> None:
     )
 
 
-# The same as `Function`s. Transforms of `torch.func` take no other, and a call takes 0.3 ms less than by what
-# `register_autograd` makes. The compiler takes the operators.
+# The same as `Function`s, since transforms of `torch.func` take no other. The compiler takes the operators.
 class _Forward(torch.autograd.Function):  # type: ignore[misc]
     generate_vmap_rule = True
     setup_context = staticmethod(_save)
@@ -241,17 +243,71 @@ class _Backward(torch.autograd.Function):  # type: ignore[misc]
         pass
 
 
+class _Unwatched(torch.autograd.Function):  # type: ignore[misc]
+    """`_Forward` without the operator. `setup_context` would take 10 us, and each argument more a fifth of one."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *differentiable, others = arguments
+        inputs = *differentiable, *others
+        output = _forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
+        return *_differentiate(ctx, do, dlse)[: len(_WANTED)], None
+
+
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """`flash::attention`, differentiable wherever it is called."""
-    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
-    return operator(*arguments) if plain else _Forward.apply(*arguments)
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    tensors = [x for x in arguments[:_TENSORS] if x is not None]
+    has_gradient = torch.is_grad_enabled()
+    results: tuple[Tensor, Tensor]
+    if _is_watched(tensors):
+        results = _Forward.apply(*arguments) if has_gradient else operator(*arguments)
+    elif has_gradient and any(x.requires_grad for x in tensors):
+        results = _Unwatched.apply(*arguments[: len(_WANTED)], arguments[len(_WANTED) :])
+    else:
+        results = _forward(*arguments)
+    return results
 
 
 def backward(*arguments: Any) -> Sequence[Tensor]:
     """`flash::attention_backward`, with a clear error where it is to be differentiated."""
-    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
-    return backward_operator(*arguments) if plain else _Backward.apply(*arguments)
+    if torch.compiler.is_compiling():
+        return backward_operator(*arguments)
+    if torch.is_grad_enabled():
+        return tuple(_Backward.apply(*arguments))
+    tensors = [x for x in arguments[: _TENSORS + 4] if x is not None]  # do, dlse, o and lse are four more
+    return backward_operator(*arguments) if _is_watched(tensors) else _backward(*arguments)
 
 
 torch.library.register_autograd("flash::attention", _differentiate, setup_context=_save)
 torch.library.register_autograd("flash::attention_backward", _differentiate_twice)
+
+
+# ---- Who looks at an operator ----------------------------------------------------------------------------------------
+
+# What PyTorch's dispatcher has to do for ordinary tensors: autograd, autocast (done before) and the computation.
+# Subclasses, fake and meta tensors, those of a transform and negative views have other keys, and a thread inside a
+# dispatch mode, a transform or a tracer adds some.
+_ORDINARY = (
+    "CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA", "ADInplaceOrView", "BackendSelect"
+)  # fmt: skip
+_ORDINARY_KEYS = reduce(or_, (DispatchKeySet(getattr(DispatchKey, name)).raw_repr() for name in _ORDINARY))
+
+
+def _is_watched(tensors: list[Tensor]) -> bool:
+    """Whether anything beside reverse-mode autograd has to see the operator that is called with these tensors."""
+    keys = _dispatch_tls_local_include_set().raw_repr()
+    for x in tensors:
+        keys |= _dispatch_keys(x).raw_repr()
+    return bool(
+        keys & ~_ORDINARY_KEYS
+        or torch.overrides.has_torch_function(tensors)
+        or torch.autograd._profiler_enabled()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
