@@ -1,11 +1,12 @@
 """libflash_emulated.so, the library whose CUDA kernels run on the CPU, and programs beside it: built when a test first
 asks for them.
 
-It is built in a folder of its own, which is kept: a later session compiles what has changed. pip's build folder serves
-no test, since it needn't be there and may hold other options. A test that needs the library in its own process carries
-the mark `emulated`, and test_emulated.py runs it; others start processes with `environment()`.
+It is built in a folder of its own, which is kept: a later session compiles what has changed. Its kernels are compiled
+there too, since pip's build folder needn't be there and may be old; who knows better names that one, or another build
+folder, in `FLASH_CUDA_KERNELS`, and saves minutes. A test that needs the library in its own process carries the mark
+`emulated`, and test_emulated.py runs it; others start processes with `environment()`.
 
-As a program it builds the library and prints the build folder, or nothing where there can be no such library.
+As a program it sees to the kernels and prints their build folder, or nothing where there can be none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "emulated"
+KERNELS = Path(os.environ.get("FLASH_CUDA_KERNELS") or FOLDER)
 
 
 def path() -> Path:
@@ -60,6 +62,7 @@ def _configure() -> None:
         "-DFLASH_EMULATOR=ON",
         "-DFLASH_CUDA_CODE=compute_80",
         "-DFLASH_CUDA_CODE_90A=compute_90a",
+        f"-DFLASH_CUDA_KERNELS={KERNELS if KERNELS != FOLDER else ''}",
     ]
     if shutil.which("ninja") is not None and not (FOLDER / "Makefile").exists():
         configure += ["-G", "Ninja"]
@@ -81,7 +84,10 @@ def _end(done: subprocess.CompletedProcess[str]) -> str:
 
 if __name__ == "__main__":
     try:
-        path()
-        print(FOLDER)
+        if KERNELS == FOLDER:
+            built("flash_cuda_kernels")
+        else:
+            _configure()
+        print(KERNELS)
     except pytest.skip.Exception as reason:
         print(reason, file=sys.stderr)
