@@ -38,8 +38,7 @@ struct OnePass {
   using QuerySum = float[kGradientRows / 8][kHeadDim / kQueryParts / 4];
 };
 
-// The warp's part of dq is added to the sums in memory, 32 neighbouring numbers at a time: those that the lanes hold of
-// one register, whatever rows and columns they are of. position_of(m): of the first query of 16, -1 = there are none.
+// The warp's part of dq is added to the sums in memory. position_of(m): of the first query of 16, -1 = there are none.
 template <int kHeadDim, class PositionOf>
 __device__ __forceinline__ void add_to_dq(float *sums_of_head, int part, int columns, PositionOf position_of,
                                           const typename OnePass<kHeadDim>::QuerySum &dq) {
@@ -54,10 +53,7 @@ __device__ __forceinline__ void add_to_dq(float *sums_of_head, int part, int col
       const int unit = unit_of<B::kQueryParts>(part, b);
       if (unit * kUnit >= columns) continue;
       float *const to = sums_of_head + int64_t{first} * kHeadDim + unit * (kMmaRows * kUnit) + lane;
-      add_in_memory(to, dq[2 * m][b]);
-      add_in_memory(to + kWarp, dq[2 * m][b + 1]);
-      add_in_memory(to + 2 * kWarp, dq[2 * m + 1][b]);
-      add_in_memory(to + 3 * kWarp, dq[2 * m + 1][b + 1]);
+      add_fragment(to, dq[2 * m][b], dq[2 * m][b + 1], dq[2 * m + 1][b], dq[2 * m + 1][b + 1]);
     }
   }
 }

@@ -13,73 +13,34 @@
 // rounds them to rows. Blocks of threads add to dq in the order in which they come or, for the same bits on every run, of
 // their keys. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
-#include "gradient.cuh"
-#include "warpgroup.cuh"
+#include "backward_loads.cuh"
 
 namespace flash {
 
 // What a block of threads has in shared memory.
 template <int kHeadDim, bool kOptions>
-struct OnePassSm90 {
-  static constexpr WarpgroupTile kTile = backward_sm90_tile(kHeadDim, kOptions);
-  static constexpr int kQueries = kTile.columns, kWarpgroups = kTile.warpgroups();
-  using KeyTile = PanelTile<kTile.rows, kHeadDim>;
-  using QueryTile = PanelTile<kQueries, kHeadDim>;
+struct OnePassSm90 : BackwardMemory<kHeadDim, kOptions> {
+  using Base = BackwardMemory<kHeadDim, kOptions>;
+  using Base::kQueries, Base::kTile, Base::start;
+  using typename Base::QueryStep, typename Base::QueryTurn;
+  static constexpr int kWarpgroups = kTile.warpgroups();
   using Weights = PanelTile<kTile.rows, kQueries>;  // ds: rows of keys, columns of queries
-  using QueryStep = Step<kQueries>;
-  using QueryTurn = Turn<kBackwardStages>;
-  static_assert(sizeof(QueryStep) <= kStepBytes);
   // A warpgroup computes dq of 64 queries; where there are no more, the part of the head dim that is its own.
   static constexpr bool kSharesHeadDim = kQueries == kWarpgroupRows;
   static constexpr int kDqColumns = kSharesHeadDim ? kHeadDim / kWarpgroups : kHeadDim;
   static constexpr int kGranuleBytes = kGranule * kHeadDim * static_cast<int>(sizeof(float));  // of dq
+  static constexpr int kDq = Base::kOwn + 2 * Weights::kBytes, kDqStep = kDq + kQueries / kGranule * kGranuleBytes;
+  static_assert(kDqStep + kStepBytes == Base::kFacts);
 
-  char *shared;
-  uint32_t start;
-  static constexpr int kQ = 2 * KeyTile::kBytes, kDout = kQ + kBackwardStages * QueryTile::kBytes,
-                       kDs = kDout + kBackwardStages * QueryTile::kBytes, kDq = kDs + 2 * Weights::kBytes,
-                       kFacts = kDq + kQueries / kGranule * kGranuleBytes,
-                       kSteps = kFacts + kBackwardStages * 8 * kQueries,
-                       kBarriers = kSteps + (kBackwardStages + 2) * kStepBytes;
-  static_assert(kBarriers + kBarrierBytes == backward_sm90_shared_bytes(kHeadDim, kOptions));
-
-  __device__ __forceinline__ OnePassSm90() : shared(panel_memory()), start(shared_address(shared)) {}
-  __device__ __forceinline__ KeyTile k() const { return {start}; }
-  __device__ __forceinline__ KeyTile v() const { return {start + KeyTile::kBytes}; }
-  __device__ __forceinline__ QueryTile q(QueryTurn turn) const {
-    return {start + kQ + static_cast<uint32_t>(turn.stage() * QueryTile::kBytes)};
-  }
-  __device__ __forceinline__ QueryTile dout(QueryTurn turn) const {
-    return {start + kDout + static_cast<uint32_t>(turn.stage() * QueryTile::kBytes)};
-  }
   // Two, in turn: who writes the next can't overtake who reads this one by more than a step.
   __device__ __forceinline__ Weights ds(QueryTurn turn) const {
-    return {start + kDs + static_cast<uint32_t>(turn.stage() * Weights::kBytes)};
+    return {start + Base::kOwn + static_cast<uint32_t>(turn.stage() * Weights::kBytes)};
   }
   __device__ __forceinline__ uint32_t dq(int granule) const {
     return start + kDq + static_cast<uint32_t>(granule * kGranuleBytes);
   }
-  // Of the queries of a stage: lse2, +inf where there is no real query, and delta.
-  __device__ __forceinline__ uint32_t lse2(QueryTurn turn, int query) const {
-    return start + kFacts + static_cast<uint32_t>((turn.stage() * 2 * kQueries + query) * 4);
-  }
-  __device__ __forceinline__ uint32_t delta(QueryTurn turn, int query) const { return lse2(turn, kQueries + query); }
-  __device__ __forceinline__ QueryStep &step(int stage) const {
-    return *reinterpret_cast<QueryStep *>(shared + kSteps + stage * kStepBytes);
-  }
-  // Of the dq in shared memory, and of the boxes that are loaded.
-  __device__ __forceinline__ QueryStep &dq_step() const { return step(kBackwardStages); }
-  __device__ __forceinline__ QueryStep &box_step() const { return step(kBackwardStages + 1); }
-  // Of k and v: full once, and never free again.
-  __device__ __forceinline__ Ring<1> own_ring() const { return {start + kBarriers}; }
-  __device__ __forceinline__ Ring<kBackwardStages> q_ring() const { return {own_ring().address + Ring<1>::kBytes}; }
-  __device__ __forceinline__ Ring<kBackwardStages> dout_ring() const {
-    return {q_ring().address + Ring<kBackwardStages>::kBytes};
-  }
+  __device__ __forceinline__ QueryStep &dq_step() const { return this->step_at(kDqStep); }
 };
-
-// Barriers of the block. dq is full, or free again, between the warp that adds it and all that compute it.
-enum BackwardBarrier : int { kOwnBarrier = 1, kComputeBarrier = 3, kDqFull = 4, kDqFree = 5 };
 
 template <class T, int kHeadDim, bool kOptions, Memory>
 __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads(), 1)
@@ -90,17 +51,13 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
   const B block;
   const Attention &x = params.gradient.attention;
   const Tiles &tiles = params.gradient.tiles;
-  const int group = x.Hq / x.Hk;
   const int warp = uniform(static_cast<int>(threadIdx.x) / kWarp), lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warpgroup = warp / 4 - 1;
   if (threadIdx.x == 0) {
-    block.own_ring().init(1, B::kWarpgroups);
-    block.q_ring().init(2, 4 * B::kWarpgroups);
-    block.dout_ring().init(1, 4 * B::kWarpgroups);
+    block.init_barriers();
     fence_barrier_init();
   }
   __syncthreads();
-  const auto end_of = [&](const Task &task) { return static_cast<int>(smaller(task.begin + tiles.step, x.Lk)); };
 
   if (warpgroup < 0) {
     keep_registers<kTile.loading_registers()>();
@@ -142,65 +99,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
       wait_for_stores();
       return;
     }
-    if (warp == 3 || (warp == 0 && lane != 0)) return;
-    typename B::QueryTurn turn;
-    const Task task = task_of<Side::kKeys>(tiles, blockIdx.x);
-    const Sequence sequence = sequence_of(x, task.b);
-    const int batch = static_cast<int>(task.b), q_len = static_cast<int>(sequence.q_len);
-    const Interval keys = {task.begin, smaller(end_of(task), sequence.kv_len)};
-    if (warp == 0) {
-      const uint32_t full = block.own_ring().full({});
-      barrier_arrive_expecting(full, 2 * B::KeyTile::kBytes);
-#pragma unroll 1
-      for (int panel = 0; panel < B::KeyTile::kPanels; ++panel) {
-        load_box(block.k().at(0, 8 * panel), &params.k, full, panel * kPanel, task.begin, task.head, batch);
-        load_box(block.v().at(0, 8 * panel), &params.v, full, panel * kPanel, task.begin, task.head, batch);
-      }
-    }
-#pragma unroll 1
-    for (int n = 0; n <= group; ++n) {
-      const int h = task.head * group + (n < group ? n : 0);
-      Walk walk(x.by_column, task.b, h, task.begin,
-                n < group ? queries_of_any(x.window, sequence, keys) : Interval{0, 0}, B::kQueries, params.box_queries);
-      for (bool has_queries = true; has_queries; turn.advance()) {
-        block.q_ring().wait_free(turn);
-        // Each of the two warps goes through the walk for itself.
-        typename B::QueryStep &step = warp == 0 ? block.box_step() : block.step(turn.stage());
-        if (warp != 0) __syncwarp();  // the step before has been read
-        if (lane == 0) {
-          step.take(walk, params.box_queries, q_len);
-          step.head = static_cast<int>(task.b * x.Hq + h);
-        }
-        if (warp != 0) __syncwarp();
-        has_queries = step.count > 0;
-        if (!has_queries && n < group) break;  // the next head
-        const uint32_t full = block.q_ring().full(turn);
-        if (warp == 0) {
-          if (has_queries) {
-            load_boxes(block.q(turn), &params.q, full, step, params.box_queries, x.Lq, h, batch);
-            block.dout_ring().wait_free(turn);
-            load_boxes(block.dout(turn), &params.dout, block.dout_ring().full(turn), step, params.box_queries, x.Lq, h,
-                       batch);
-          } else {
-            barrier_arrive(full);
-            block.dout_ring().wait_free(turn);
-            barrier_arrive(block.dout_ring().full(turn));
-          }
-        } else {
-#pragma unroll 1
-          for (int query = lane; has_queries && query < B::kQueries; query += kWarp) {
-            const int i = step.position(query / kGranule, query % kGranule);
-            const bool is_real = i >= 0 && i < q_len;
-            const int64_t at = is_real ? fact_index(x, task.b, h, i) : 0;
-            const QueryFacts &facts = params.gradient.facts;
-            store_4_bytes(block.lse2(turn, query), float_bits(is_real ? facts.lse2[at] : infinity()));
-            store_4_bytes(block.delta(turn, query), float_bits(is_real ? facts.delta[at] : 0));
-          }
-          __syncwarp();
-          if (lane == 0) barrier_arrive(full);
-        }
-      }
-    }
+    if (warp == 2 || (warp == 0 && lane == 0)) load_backward(params, block, warp, lane);
     return;
   }
 
@@ -215,7 +114,8 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
   const Task task = task_of<Side::kKeys>(tiles, blockIdx.x);
   const Sequence sequence = sequence_of(x, task.b);
   const int q_len = static_cast<int>(sequence.q_len);
-  const int real_keys = static_cast<int>(larger(0, smaller(end_of(task), sequence.kv_len) - task.begin));
+  const int real_keys =
+      static_cast<int>(larger(0, smaller(end_of_keys(params.gradient, task), sequence.kv_len) - task.begin));
   Band band = band_of(x.window, sequence);
   band.kv_len = task.begin + real_keys;  // what lies behind is the next tile's, or no key
   float dk[2][kHeadDim / 4] = {}, dv[2][kHeadDim / 4] = {};
@@ -235,7 +135,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
   for (;; turn.advance()) {
     block.q_ring().wait_full(turn);
     block.dout_ring().wait_full(turn);
-    const typename B::QueryStep &step = block.step(turn.stage());
+    const typename B::QueryStep &step = block.step(turn);
     const int count = uniform(step.count);
     if (count == 0) break;
     if (count < B::kQueries && q_len < x.Lq) {  // 0 times what lies there counts for dk and dv
@@ -271,26 +171,10 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
       wait_for_products<1>();
       settle(s);
       apply_rules_in_registers<false>(x, head, band, part, sees_all, s);
-#pragma unroll
-      for (int b = 0; b < kScores; b += 2) {
-        const float2 lse2 = load_8_bytes(block.lse2(turn, column(b)));
-#pragma unroll
-        for (int a = 0; a < 2; ++a) {
-          s[a][b] = exp2_approximate(fmaf(s[a][b], x.log2_scale, -lse2.x));
-          s[a][b + 1] = exp2_approximate(fmaf(s[a][b + 1], x.log2_scale, -lse2.y));
-        }
-      }
+      exponentiate(x, part, [&](int b) { return load_8_bytes(block.lse2(turn, column(b))); }, s);
       wait_for_products<0>();
       settle(dp);
-#pragma unroll
-      for (int b = 0; b < kScores; b += 2) {
-        const float2 delta = load_8_bytes(block.delta(turn, column(b)));
-#pragma unroll
-        for (int a = 0; a < 2; ++a) {  // by selection: what is hidden may be too large for dp
-          dp[a][b] = s[a][b] == 0 ? 0 : s[a][b] * (dp[a][b] - delta.x);
-          dp[a][b + 1] = s[a][b + 1] == 0 ? 0 : s[a][b + 1] * (dp[a][b + 1] - delta.y);
-        }
-      }
+      differentiate_weights(part, [&](int b) { return load_8_bytes(block.delta(turn, column(b))); }, s, dp);
     }
     const auto p_weights = packed<T>(s), ds_weights = packed<T>(dp);
     put_rows<T>(dp, block.ds(turn), row_of_warp, [](int b) { return b / 2; });
@@ -334,7 +218,6 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
 
   sync_threads(kComputeBarrier, kComputing);                                          // k has been read
   const Task same = task_of<Side::kKeys>(tiles, here(static_cast<int>(blockIdx.x)));  // kept, it would take registers
-  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, end = end_of(same);
   const auto put = [&](float (&sum)[2][kHeadDim / 4], float factor, typename B::KeyTile tile) {
     float scale[2];
 #pragma unroll
@@ -346,17 +229,10 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
   put(dv, 1, block.v());
   fence_shared_for_async();
   sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
-  const auto send = [&](bool has_map, const TensorMap &map, const Rows &to, typename B::KeyTile from, int columns) {
-    if (to.view.data == nullptr) return;
-    if (!has_map) {
-      send_rows<kWarpgroupRows, kWarpgroup>(from, first_row, thread, to, same.b, same.head, columns,
-                                            [&](int row) { return same.begin + row < end ? same.begin + row : -1; });
-    } else if (thread == 0 && same.begin + first_row < end) {
-      store_boxes(&map, from, first_row, same.begin + first_row, same.head, static_cast<int>(same.b));
-    }
-  };
-  send(params.has_dk_map, params.dk, params.gradient.dk, block.k(), x.D);
-  send(params.has_dv_map, params.dv, params.gradient.dv, block.v(), x.Dv);
+  store_keys<kWarpgroupRows>(params.gradient, same, block.k(), first_row, params.has_dk_map, params.dk,
+                             params.gradient.dk, x.D);
+  store_keys<kWarpgroupRows>(params.gradient, same, block.v(), first_row, params.has_dv_map, params.dv,
+                             params.gradient.dv, x.Dv);
   wait_for_stores();
 }
 

@@ -170,11 +170,11 @@ FLASH_INLINE constexpr int backward_deterministic_sm80_shared_bytes(int head_dim
 
 // ---- Hopper ---------------------------------------------------------------------------------------------------------
 
-// A tile of scores whose rows are shared out among warpgroups, 64 each. One more warpgroup loads.
+// A tile of scores whose rows are shared out among warpgroups, at most 64 each. One more warpgroup loads.
 struct WarpgroupTile {
   int rows, columns;
   bool transposes = false;  // the one that loads
-  FLASH_INLINE constexpr int warpgroups() const { return rows / 64; }
+  FLASH_INLINE constexpr int warpgroups() const { return (rows + 63) / 64; }
   FLASH_INLINE constexpr int threads() const { return 128 * (warpgroups() + 1); }
   // Registers of a thread that loads, and of one that computes: of 65536 in all.
   FLASH_INLINE constexpr int loading_registers() const { return warpgroups() == 3 ? 32 : transposes ? 40 : 24; }
@@ -236,23 +236,35 @@ FLASH_INLINE constexpr int forward_fp8_sm90_shared_bytes(int head_dim, bool has_
          kForwardStages * kLongStepBytes + kBarrierBytes + 4 * tile.rows * 2;
 }
 
-// dk, dv and dq in one pass: keys, 64 to a warpgroup, x queries. As many queries as registers have scores for beside dk
-// and dv; above 128 those two alone would fill them.
-constexpr int kBackwardHopperHeadDims[] = {64, 128};
+// dk, dv and dq in one pass: keys x queries. To 128 each warpgroup has dk and dv of 64 keys, and as many queries as
+// registers have scores for beside them. Above, where those two alone would fill the registers, one warpgroup has dk of
+// all keys and the other dv, of as many keys as leave registers for the rest (144 of 240 at 192, 160 at 256): the more
+// keys, the fewer blocks of threads read q and do and add to dq.
+constexpr int kBackwardHopperHeadDims[] = {64, 128, 192, 256};
 FLASH_INLINE constexpr int built_backward_hopper_head_dim(int64_t D, int64_t Dv) {
   for (int head_dim : kBackwardHopperHeadDims)
     if (D <= head_dim && Dv <= head_dim) return head_dim;
   return 0;
 }
+FLASH_INLINE constexpr bool is_wide_sm90(int head_dim) { return head_dim > 128; }
 FLASH_INLINE constexpr WarpgroupTile backward_sm90_tile(int head_dim, bool has_options) {
+  if (is_wide_sm90(head_dim)) return {head_dim == 192 ? 96 : 80, 64};
   return {128, head_dim == 64 && !has_options ? 128 : 64};
 }
-// k, v; two stages of q and do; two of ds; dq in float32; of each query of a stage lse2 and delta, and where it lies.
+// One at 256, where there is no room for two.
+FLASH_INLINE constexpr int backward_dout_stages(int head_dim) { return head_dim <= 192 ? kBackwardStages : 1; }
+// Besides k, v, q and do: two of ds, dq in float32 and where it lies; or p and ds in whole panels.
+FLASH_INLINE constexpr int backward_sm90_own_bytes(int head_dim, bool has_options) {
+  const WarpgroupTile tile = backward_sm90_tile(head_dim, has_options);
+  if (is_wide_sm90(head_dim)) return 2 * tile.columns * ((tile.rows + 63) / 64 * 128);
+  return 2 * 2 * tile.rows * tile.columns + 4 * head_dim * tile.columns + kStepBytes;
+}
+// k, v; two stages of q, one or two of do; of each query of a stage lse2 and delta, and where it lies.
 FLASH_INLINE constexpr int backward_sm90_shared_bytes(int head_dim, bool has_options) {
   const WarpgroupTile tile = backward_sm90_tile(head_dim, has_options);
-  return 4 * head_dim * (tile.rows + kBackwardStages * tile.columns) + 2 * 2 * tile.rows * tile.columns +
-         4 * head_dim * tile.columns + kBackwardStages * 8 * tile.columns + (kBackwardStages + 2) * kStepBytes +
-         kBarrierBytes;
+  return 2 * head_dim * (2 * tile.rows + (kBackwardStages + backward_dout_stages(head_dim)) * tile.columns) +
+         backward_sm90_own_bytes(head_dim, has_options) + kBackwardStages * 8 * tile.columns +
+         (kBackwardStages + 1) * kStepBytes + kBarrierBytes;
 }
 
 // ---- All ------------------------------------------------------------------------------------------------------------

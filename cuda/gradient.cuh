@@ -124,6 +124,47 @@ __device__ __forceinline__ void differentiate(const Attention &x, const Head &he
     differentiate_scores<kOptions, false>(x, head, band, part, sees_all, fact_of, s, dp);
 }
 
+// The same without options in two steps, each when its product is there: s becomes p, and dp becomes ds. lse2_of(n) and
+// delta_of(n): of the query of row n, twice, or of those of columns n and n + 1.
+template <class P, class Lse2Of>
+__device__ __forceinline__ void exponentiate(const Attention &x, const P &, Lse2Of lse2_of,
+                                             float (&s)[P::kRows][P::kColumns]) {
+#pragma unroll
+  for (int b = 0; b < P::kColumns; b += 2) {
+    float2 lse2;
+#pragma unroll
+    for (int a = 0; a < P::kRows; ++a) {
+      if (P::kQueryRows || a == 0) lse2 = lse2_of(P::kQueryRows ? a : b);
+      s[a][b] = exp2_approximate(fmaf(s[a][b], x.log2_scale, -lse2.x));
+      s[a][b + 1] = exp2_approximate(fmaf(s[a][b + 1], x.log2_scale, -lse2.y));
+    }
+  }
+}
+template <class P, class DeltaOf>
+__device__ __forceinline__ void differentiate_weights(const P &, DeltaOf delta_of,
+                                                      const float (&p)[P::kRows][P::kColumns],
+                                                      float (&dp)[P::kRows][P::kColumns]) {
+#pragma unroll
+  for (int b = 0; b < P::kColumns; b += 2) {
+    float2 delta;
+#pragma unroll
+    for (int a = 0; a < P::kRows; ++a) {  // by selection: what is hidden may be too large for dp
+      if (P::kQueryRows || a == 0) delta = delta_of(P::kQueryRows ? a : b);
+      dp[a][b] = p[a][b] == 0 ? 0 : p[a][b] * (dp[a][b] - delta.x);
+      dp[a][b + 1] = p[a][b + 1] == 0 ? 0 : p[a][b + 1] * (dp[a][b + 1] - delta.y);
+    }
+  }
+}
+
+// 16 x 8 numbers of dq, of which this lane holds c0 to c3, are added to the sums in memory, 32 neighbours at a time:
+// those that the lanes hold of one register, whatever rows and columns they are of. `to`: the lane's place.
+__device__ __forceinline__ void add_fragment(float *to, float c0, float c1, float c2, float c3) {
+  add_in_memory(to, c0);
+  add_in_memory(to + kWarp, c1);
+  add_in_memory(to + 2 * kWarp, c2);
+  add_in_memory(to + 3 * kWarp, c3);
+}
+
 // Whether all queries of a tile are real and see all keys of another, from first_key to last_key.
 template <int kCount>
 __device__ __forceinline__ bool queries_see_all(const Granules<kCount> &queries, int q_len, const Band &band,

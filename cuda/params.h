@@ -146,7 +146,7 @@ struct GradientParams {
 // The same for Hopper.
 struct GradientSm90Params {
   GradientParams gradient;
-  TensorMap q, k, v, dout, dk, dv;  // boxes of box_queries; of a tile's keys; of the 64 keys of a warpgroup
+  TensorMap q, k, v, dout, dk, dv;  // boxes of box_queries; of a tile's keys; of keys that a warpgroup stores
   DqTurns dq_turns;
   int box_queries;              // divides the queries of a tile and the blocks of the mask
   bool has_dk_map, has_dv_map;  // else their rows are stored one by one

@@ -48,14 +48,17 @@ struct PanelTile {
 
 // Products, under way when these return.
 //
-// sum = rows of `left` from first_row on times rows of `right`.
-template <class T, int kHeadDim, int kLeftRows, int kColumns, int kNumberBytes>
-__device__ __forceinline__ void multiply_tiles(float (&sum)[2][kColumns / 4],
+// sum = rows of `left` from first_row on times rows of `right`, one for each column of the sum, from first_column on.
+template <class T, int kHeadDim, int kLeftRows, int kRightRows, int kColumns, int kNumberBytes>
+__device__ __forceinline__ void multiply_tiles(float (&sum)[2][kColumns],
                                                PanelTile<kLeftRows, kHeadDim, kNumberBytes> left, int first_row,
-                                               PanelTile<kColumns, kHeadDim, kNumberBytes> right) {
+                                               PanelTile<kRightRows, kHeadDim, kNumberBytes> right,
+                                               int first_column = 0) {
+  static_assert(kColumns * 4 <= kRightRows);
 #pragma unroll
   for (int d = 0; d < kHeadDim * kNumberBytes / kDepthBytes; ++d)
-    multiply_shared<Along::kRows, Along::kRows>(T{}, sum, left.along_rows(first_row, d), right.along_rows(0, d), d > 0);
+    multiply_shared<Along::kRows, Along::kRows>(T{}, sum, left.along_rows(first_row, d),
+                                                right.along_rows(first_column, d), d > 0);
 }
 // sum += weights times rows of `right`, one for each column of the weights.
 template <class T, int kHeadDim, int kColumns>
@@ -120,15 +123,25 @@ __device__ __forceinline__ void transpose_tile(PanelTile<kRows, kHeadDim, 1> fro
   }
 }
 
-// sum = 64 columns of `weights` times kColumns columns of `right`, of both from the given one on; over all rows.
-template <class T, int kColumns, int kRows, int kWeightColumns, int kHeadDim>
-__device__ __forceinline__ void multiply_columns(float (&sum)[2][kColumns / 4],
-                                                 PanelTile<kRows, kWeightColumns> weights, int weights_column,
+// sum = 64 columns of `left` times kColumns columns of `right`, of both from the given one on; over all rows. With
+// `adds` sum +=.
+template <class T, int kColumns, bool adds = false, int kRows, int kLeftColumns, int kRightColumns>
+__device__ __forceinline__ void multiply_columns(float (&sum)[2][kColumns / 4], PanelTile<kRows, kLeftColumns> left,
+                                                 int left_column, PanelTile<kRows, kRightColumns> right, int column) {
+#pragma unroll
+  for (int k = 0; k < kRows / kMmaDepth; ++k)
+    multiply_shared<Along::kColumns, Along::kColumns>(T{}, sum, left.along_columns(k, left_column),
+                                                      right.along_columns(k, column), adds || k > 0);
+}
+// sum = rows of weights times kColumns columns of `right` from the given one on, a row of `right` for each weight.
+template <class T, int kColumns, int kRows, int kHeadDim>
+__device__ __forceinline__ void multiply_weights(float (&sum)[2][kColumns / 4],
+                                                 PanelTile<kWarpgroupRows, kRows> weights,
                                                  PanelTile<kRows, kHeadDim> right, int column) {
 #pragma unroll
   for (int k = 0; k < kRows / kMmaDepth; ++k)
-    multiply_shared<Along::kColumns, Along::kColumns>(T{}, sum, weights.along_columns(k, weights_column),
-                                                      right.along_columns(k, column), k > 0);
+    multiply_shared<Along::kRows, Along::kColumns>(T{}, sum, weights.along_rows(0, k), right.along_columns(k, column),
+                                                   k > 0);
 }
 
 // Rows from first_row on become 0: the part of thread number `thread` of `threads`.
@@ -139,6 +152,25 @@ __device__ __forceinline__ void clear_rows(PanelTile<kRows, kHeadDim, kNumberByt
 #pragma unroll 1
   for (int at = first_row * kUnits + thread; at < kRows * kUnits; at += threads)
     store_16_bytes(tile.at(at / kUnits, at % kUnits), {});
+}
+
+// Numbers [a][b] of 64 rows and kColumns * 4 columns, rounded to T, become a row of the tile for each column, 16 numbers
+// of it, from first_column on, to a warp. Of two lanes with neighbouring rows one gets both numbers of an even column,
+// the other those of the next.
+template <class T, class Tile, int kColumns>
+__device__ __forceinline__ void put_columns(const float (&from)[2][kColumns], Tile to, int first_column) {
+  const int lane = here(static_cast<int>(threadIdx.x)) % kWarp;
+  const bool is_odd = fragment_row(lane) % 2 != 0;
+#pragma unroll
+  for (int a = 0; a < 2; ++a)
+#pragma unroll
+    for (int b = 0; b < kColumns; b += 2) {
+      const float even = from[a][b], odd = from[a][b + 1];
+      const float own = is_odd ? odd : even, others = shuffle_xor(is_odd ? even : odd, 4);
+      store_4_bytes(to.at(b / 2 * 8 + fragment_column(lane) + (is_odd ? 1 : 0), first_column / kUnit + a) +
+                        static_cast<uint32_t>(fragment_row(lane) / 2 * 4),
+                    is_odd ? pack<T>(others, own) : pack<T>(own, others));
+    }
 }
 
 // Where the rows of a tile of the other side lie: boxes of consecutive ones, gathered from the block mask.

@@ -117,8 +117,9 @@ void start_backward_sm90(const KernelLaunch &launch, const Problem &x, const Gra
   fill_map(&params.v, x.v, x.dtype, of_v, launch.tile_rows);
   params.has_dk_map = gradient.dk.view.data != nullptr && takes_map(arguments.dk, x.dtype, of_k);
   params.has_dv_map = gradient.dv.view.data != nullptr && takes_map(arguments.dv, x.dtype, of_v);
-  if (params.has_dk_map) fill_map(&params.dk, arguments.dk, x.dtype, of_k, kWarpgroupRows);
-  if (params.has_dv_map) fill_map(&params.dv, arguments.dv, x.dtype, of_v, kWarpgroupRows);
+  const int box_keys = launch.operation == Operation::backward_sm90 ? kWarpgroupRows : gradient.tiles.step;
+  if (params.has_dk_map) fill_map(&params.dk, arguments.dk, x.dtype, of_k, box_keys);
+  if (params.has_dv_map) fill_map(&params.dv, arguments.dv, x.dtype, of_v, box_keys);
   start(launch, params, stream);
 }
 
@@ -194,6 +195,7 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
         start(launch, prepare, stream);
         break;
       case Operation::backward_sm90:
+      case Operation::backward_wide_sm90:
         gradients.tiles = cuda_key_tiles(problem, launch.tile_rows);
         start_backward_sm90(launch, problem, gradients, memory.dq_turns, x, stream);
         break;

@@ -169,10 +169,10 @@ const char *hopper_limit(const Problem &x, uint32_t wanted, const CudaDevice &de
   constexpr int64_t kLeastBlock = 64;
   if (device.compute_capability != 90 || device.shared_bytes < most_shared_bytes(Memory::kHopper))
     return "the kernels for tensor cores newer than those of 8.0 are for compute capability 9.0";
-  if (wanted != 0 && (!wants_one_pass(wanted) || built_backward_hopper_head_dim(x.D, x.Dv) == 0))
-    return "Hopper's backward takes head dimensions to 128, and dq together with dk or dv";
-  if (wanted != 0 && x.deterministic && x.blocks.block_q != 0)
-    return "Hopper's backward isn't deterministic with a block mask";
+  if (wanted != 0 && !wants_one_pass(wanted)) return "Hopper's backward takes dq together with dk or dv";
+  const bool is_wide = is_wide_sm90(built_backward_hopper_head_dim(x.D, x.Dv));
+  if (wanted != 0 && x.deterministic && (is_wide || x.blocks.block_q != 0))
+    return "Hopper's backward isn't deterministic with a block mask, or at head dimensions above 128";
   if (x.blocks.block_q != 0 && smaller(x.blocks.block_q, x.blocks.block_k) < kLeastBlock)
     return "Hopper's kernels take block masks with blocks of 64 and more";
   if (!takes_map(x.q, x.dtype, {x.D, x.Lq, x.Hq, x.B}) || !takes_map(x.k, x.dtype, {x.D, x.Lk, x.Hk, x.B}) ||
@@ -384,7 +384,10 @@ KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const Cuda
   add_plain(Operation::backward_prepare_any, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
   const int before = launches.count;
   if (choice.is_one_pass) {
-    add_tiles(is_tensor ? Operation::backward_sm80 : Operation::backward_sm90, cuda_key_tiles(problem, choice.rows));
+    add_tiles(is_tensor                       ? Operation::backward_sm80
+              : is_wide_sm90(choice.head_dim) ? Operation::backward_wide_sm90
+                                              : Operation::backward_sm90,
+              cuda_key_tiles(problem, choice.rows));
     add_plain(Operation::backward_dq_sm80, warps_to_blocks(cuda_dq_pieces(problem)), 0);
   } else {
     if (wanted & (FLASH_DK | FLASH_DV)) {
@@ -422,7 +425,7 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
     plan.kernel = "forward_fp8_sm90";
     plan.path = "Hopper's tensor cores";
   } else if (choice.family == Family::kSm90) {
-    plan.kernel = wanted == 0 ? "forward_sm90" : "backward_sm90";
+    plan.kernel = wanted == 0 ? "forward_sm90" : is_wide_sm90(choice.head_dim) ? "backward_wide_sm90" : "backward_sm90";
     plan.path = "Hopper's tensor cores";
   } else if (choice.family == Family::kSm80) {
     plan.kernel = wanted == 0 ? "forward_sm80" : choice.is_one_pass ? "backward_sm80" : "backward_deterministic_sm80";

@@ -20,6 +20,7 @@ enum class Operation : uint8_t {
   forward_pieces_sm90,
   forward_sm80,
   backward_sm90,
+  backward_wide_sm90,
   backward_sm80,
   backward_dq_sm80,
   backward_keys_sm80,

@@ -73,6 +73,7 @@ class Requests {
         return {rows_ * (2 * size_ * Dv_ + kSector), rows_ * 3 * kSector + dq_sums()};
       case Operation::backward_sm80:
       case Operation::backward_sm90:
+      case Operation::backward_wide_sm90:
         return one_pass(launch);
       case Operation::backward_dq_sm80:
         return {rows_ * kFloat * static_cast<double>(round_up(x_.D, 8)), rows_ * size_ * D_};
@@ -99,7 +100,11 @@ class Requests {
  private:
   static constexpr double kFacts = 2 * kFloat;  // of a query: lse and delta
 
-  bool is_hopper(const KernelLaunch &launch) const { return launch.memory == Memory::kHopper; }
+  static bool is_hopper(const KernelLaunch &launch) { return launch.memory == Memory::kHopper; }
+  static bool is_one_pass(const KernelLaunch &launch) {
+    return launch.operation == Operation::backward_sm80 || launch.operation == Operation::backward_sm90 ||
+           launch.operation == Operation::backward_wide_sm90;
+  }
   Walk walk(const KernelLaunch &launch, bool of_queries, const Tiles &tiles, int64_t columns) const {
     const Fetch by_boxes{launch.tile_rows, columns, columns}, by_granules{tiles.step, columns, kGranule};
     return walk_of(x_, of_queries, tiles, is_hopper(launch) ? by_boxes : by_granules);
@@ -112,7 +117,7 @@ class Requests {
   double dq_sums() const {
     const KernelLaunch *pass = nullptr;
     for (const KernelLaunch &launch : plan_.launches) {
-      if (launch.operation == Operation::backward_sm80 || launch.operation == Operation::backward_sm90) pass = &launch;
+      if (is_one_pass(launch)) pass = &launch;
     }
     if (pass == nullptr) return 0;
     return kFloat * static_cast<double>(x_.B * x_.Hq * round_up(x_.Lq, kGranule) * pass->head_dim);
@@ -139,7 +144,8 @@ class Requests {
 
   Traffic one_pass(const KernelLaunch &launch) const {
     const Walk w = walk(launch, false, cuda_key_tiles(x_, launch.tile_rows), plan_.block_q);
-    const double sums = static_cast<double>(is_hopper(launch) ? launch.head_dim : round_up(x_.D, 8));
+    const bool adds_boxes = launch.operation == Operation::backward_sm90;
+    const double sums = static_cast<double>(adds_boxes ? launch.head_dim : round_up(x_.D, 8));
     return {size_ * (w.own + w.met * group_) * (D_ + Dv_) + w.met * group_ * kFacts + scores_,
             w.met * group_ * kFloat * sums + written_keys()};
   }

@@ -84,9 +84,9 @@ FAULTS = {
     ),
     "scores_of_wgmma": (
         "backward_sm90",
-        "backward_sm90.cuh",
-        "b < kScores; b += 2) {\n        const float2 delta",
-        "b <= kScores; b += 2) {\n        const float2 delta",
+        "gradient.cuh",
+        "b < P::kColumns; b += 2) {\n    float2 delta",
+        "b <= P::kColumns; b += 2) {\n    float2 delta",
     ),
 }
 

@@ -177,6 +177,7 @@ enum class Along : int { kRows = 0, kColumns = 1 };
 // it lies in shared memory too, are descriptors.
 #define FLASH_SUMS_1 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define FLASH_SUMS_2 FLASH_SUMS_1 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define FLASH_SUMS_2_AND_A_HALF FLASH_SUMS_2 ", %16, %17, %18, %19"
 #define FLASH_SUMS_3 FLASH_SUMS_2 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define FLASH_SUMS_4 FLASH_SUMS_3 ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define FLASH_SUMS_5 FLASH_SUMS_4 ", %32, %33, %34, %35, %36, %37, %38, %39"
@@ -201,6 +202,7 @@ enum class Along : int { kRows = 0, kColumns = 1 };
       "+f"(sum[0][b + 3]), "+f"(sum[1][b + 2]), "+f"(sum[1][b + 3])
 #define FLASH_PLACES_1 FLASH_SUM(0)
 #define FLASH_PLACES_2 FLASH_PLACES_1, FLASH_SUM(4)
+#define FLASH_PLACES_2_AND_A_HALF FLASH_PLACES_2, "+f"(sum[0][8]), "+f"(sum[0][9]), "+f"(sum[1][8]), "+f"(sum[1][9])
 #define FLASH_PLACES_3 FLASH_PLACES_2, FLASH_SUM(8)
 #define FLASH_PLACES_4 FLASH_PLACES_3, FLASH_SUM(12)
 #define FLASH_PLACES_5 FLASH_PLACES_4, FLASH_SUM(16)
@@ -236,6 +238,8 @@ enum class Along : int { kRows = 0, kColumns = 1 };
   FLASH_WGMMA(Half, "f16", __VA_ARGS__) \
   FLASH_WGMMA(Bfloat, "bf16", __VA_ARGS__)
 FLASH_WGMMAS(32, 2, 16, 17, 18, 19, 20, 21, 22)
+FLASH_WGMMAS(40, 2_AND_A_HALF, 20, 21, 22, 23, 24, 25, 26)
+FLASH_WGMMAS(48, 3, 24, 25, 26, 27, 28, 29, 30)
 FLASH_WGMMAS(64, 4, 32, 33, 34, 35, 36, 37, 38)
 FLASH_WGMMAS(80, 5, 40, 41, 42, 43, 44, 45, 46)
 FLASH_WGMMAS(96, 6, 48, 49, 50, 51, 52, 53, 54)
