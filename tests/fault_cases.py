@@ -108,6 +108,15 @@ class Edges(Case):
         return problem
 
 
+class WideEdges(Case):
+    """The same for tiles of 80 and of 96 keys by 64 queries, at the band's other edge."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.options |= {"window": (130, 66), "q_offset": numpy.array([13, 12, 29, 28], "i8")}
+        return problem
+
+
 class NarrowBand(Case):
     """With a band of a few keys, on both edges of which lie pairs of every parity: one pair more or less shows."""
 
@@ -344,7 +353,7 @@ def of_kernels(head_dim: int, dtypes: tuple[str, ...], shapes: tuple[Shape, ...]
 
 # Its tiles have up to 192 queries and 128 keys, or 128 keys and 128 queries in the backward, and stages come in twos.
 HOPPER_HEAD_DIMS = 64, 96, 128, 192, 256
-MOST_BACKWARD_HOPPER_DIM = 128
+MOST_DETERMINISTIC_HOPPER_DIM = 128
 LONG = Shape((1,), 290, 300, 2, 1), Shape((2,), 200, 270, 2, 2), Shape((2,), 140, 420, 1, 1)
 PACKED = Shape((2,), 37, 200, 4, 1)  # heads that share keys share a tile
 PIECES = Shape((2,), 20, 1600, 2, 1)  # keys come in pieces
@@ -387,6 +396,9 @@ def hopper_cases() -> Iterator[Case]:
                     yield make(
                         shape._replace(**dict(zip(("D", "Dv"), DIMS[head_dim][kind], strict=True))), dtype, names
                     )
+            if head_dim > MOST_DETERMINISTIC_HOPPER_DIM:
+                for names in ((), ("mask_of_keys",)):
+                    yield WideEdges(Shape((4,), 128, 160, 1, 1, *DIMS[head_dim][UNITS]), dtype, names)
             for case in of_kernels(head_dim, (dtype,), TENSOR_SHAPES):
                 rows_fit = case.shape.D % 8 == case.shape.Dv % 8 == 0
                 has_small_blocks = isinstance(case, SmallBlocks) or any("block_mask" in name for name in case.options)

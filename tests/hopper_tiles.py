@@ -8,14 +8,14 @@ WARPGROUP_ROWS = 64
 
 
 class Tile(NamedTuple):
-    """Rows of the kernel's own side, 64 to a warpgroup, and columns of the other one."""
+    """Rows of the kernel's own side, at most 64 to a warpgroup, and columns of the other one."""
 
     rows: int
     columns: int
 
     @property
     def warpgroups(self) -> int:
-        return self.rows // WARPGROUP_ROWS
+        return -(-self.rows // WARPGROUP_ROWS)
 
     @property
     def threads(self) -> int:
@@ -49,6 +49,12 @@ BACKWARD = {
     (64, True): Tile(128, 64),
     (128, False): Tile(128, 64),
     (128, True): Tile(128, 64),
+}
+BACKWARD_WIDE = {
+    (192, False): Tile(96, 64),
+    (192, True): Tile(96, 64),
+    (256, False): Tile(80, 64),
+    (256, True): Tile(80, 64),
 }
 DEPTH = 16  # 16-bit numbers that one matrix instruction adds up
 DEPTH_FP8 = 32

@@ -121,7 +121,7 @@ def test_every_device(backend, options, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_device_and_head_dim(backend, options, D, dtype):
     """Each device has kernels of its own for each of them, with and without options."""
-    shape = backend.smaller(SHAPE, N=(1,), Lq=40, Lk=70, Hq=1, Hk=1)._replace(D=D, Dv=D)
+    shape = backend.smaller(SHAPE, N=(1,), Lq=40, Lk=110, Hq=1, Hk=1)._replace(D=D, Dv=D)
     for device in backend.devices():
         with device:
             check(Case(shape, dtype, options), backend)

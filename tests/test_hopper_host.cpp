@@ -260,7 +260,7 @@ void test_plan() {
     const Problem x = compact_problem(2, 3000, 2000, 8, 2, round_up(D, 8));
     CHECK(kernel(x) == "forward_sm90");
     CHECK(kernel(x, 0, kSmall) == "forward_sm80");
-    CHECK(kernel(x, kAll) == (D <= 128 ? "backward_sm90" : "backward_sm80"));
+    CHECK(kernel(x, kAll) == (D <= 128 ? "backward_sm90" : "backward_wide_sm90"));
     const Plan plan = plan_cuda(x, 0, kLarge);
     CHECK(plan.block_q == (D <= 64 ? 192 : 128) && plan.launches.count == 1);
     const KernelLaunch &launch = plan.launches.list[0];
@@ -288,6 +288,13 @@ void test_plan() {
   Problem with_blocks = x;
   with_blocks.blocks.block_q = with_blocks.blocks.block_k = 128;
   CHECK(kernel(with_blocks, kAll) == "backward_deterministic_sm80");
+  Problem wide = compact_problem(2, 100, 200, 8, 2, 160);
+  CHECK(cuda_launches(wide, kAll, kLarge, wide.bias, 0, false).list[1].operation == Operation::backward_sm80);
+  unaligned = wide;
+  unaligned.q.data = some_memory + 2;
+  CHECK(kernel(unaligned, kAll) == "backward_sm80" && bytes(wide) == bytes(unaligned));
+  wide.deterministic = true;
+  CHECK(kernel(wide) == "forward_sm90" && kernel(wide, kAll) == "backward_deterministic_sm80");
   const CudaDevice blackwell{"newer", 100, 148, 227 * 1024, int64_t{180} << 30};
   CHECK(std::string(plan_cuda(x, 0, blackwell).kernel) == "forward_sm80" &&
         plan_cuda(x, 0, blackwell).limit != nullptr);
@@ -309,9 +316,9 @@ void test_plan_with_blocks() {
         CHECK(plan.block_k % box == 0 && block_k % box == 0 && box >= 32);
         x.softcap = 1;
         CHECK(plan_cuda(x, 0, kLarge).block_k % cuda_box_keys(x, true, static_cast<int>(D)) == 0);
-        if (D > 128) continue;
         const Plan backward = plan_cuda(x, FLASH_DQ | FLASH_DK, kLarge);
-        CHECK(backward.kernel == std::string("backward_sm90") && block_k % backward.block_k == 0);
+        CHECK(backward.kernel == std::string(D <= 128 ? "backward_sm90" : "backward_wide_sm90"));
+        CHECK(block_k % backward.block_k == 0);
         CHECK(block_q % cuda_box_queries(x, true, static_cast<int>(D)) == 0);
       }
 }

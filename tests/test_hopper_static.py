@@ -27,7 +27,7 @@ from disassembly import (
     needs_cuobjdump,
     resources,
 )
-from hopper_tiles import BACKWARD, DEPTH, DEPTH_FP8, FORWARD, FORWARD_FP8, Tile
+from hopper_tiles import BACKWARD, BACKWARD_WIDE, DEPTH, DEPTH_FP8, FORWARD, FORWARD_FP8, PANEL, Tile
 from ptx import kernels, loaded_library
 
 import flash
@@ -37,9 +37,15 @@ WARPGROUP = 128
 TYPES = {
     "forward_sm90": ("float16", "bfloat16"),
     "backward_sm90": ("float16", "bfloat16"),
+    "backward_wide_sm90": ("float16", "bfloat16"),
     "forward_fp8_sm90": ("float8",),
 }
-TILES = {"forward_sm90": FORWARD, "backward_sm90": BACKWARD, "forward_fp8_sm90": FORWARD_FP8}
+TILES = {
+    "forward_sm90": FORWARD,
+    "backward_sm90": BACKWARD,
+    "backward_wide_sm90": BACKWARD_WIDE,
+    "forward_fp8_sm90": FORWARD_FP8,
+}
 FORWARDS = "forward_sm90", "forward_fp8_sm90"
 HOPPER = [
     Kernel(operation, head_dim, has_options, type_, "hopper")
@@ -48,7 +54,8 @@ HOPPER = [
     for type_ in TYPES[operation]
 ]
 # How often each kernel waits for products: a kernel whose products ptxas has put one after the other waits for each.
-WAITS = {("backward_sm90", False): 5, ("backward_sm90", True): 4}
+BACKWARDS = "backward_sm90", "backward_wide_sm90"
+WAITS = {(operation, has_options): 4 if has_options else 5 for operation in BACKWARDS for has_options in (False, True)}
 WAITS |= {(operation, has_options): 4 for operation in FORWARDS for has_options in (False, True)}
 WAIT = r"WARPGROUP\.DEPBAR\.LE"
 PRODUCT = r"[HQ]GMMA\.64.*"
@@ -115,6 +122,8 @@ def test_instructions(kernel: Kernel) -> None:
     assert (count(code, r"LDSM\.16\.MT88\.4") > 0) == (count(code, r"STSM\.16\.M88\.4") > 0) == is_transposed
     assert count(code, r"SYNCS\.PHASECHK\.TRANS64\.TRYWAIT") > 0 and count(code, r"SYNCS\.ARRIVE\.TRANS64.*") > 0
     assert (count(code, "UBLKRED.*") > 0) == (kernel.operation == "backward_sm90")
+    # dq of 64 queries, half the head dim for each warpgroup, goes to memory from registers.
+    assert count(code, r"REDG\..*") == (kernel.head_dim // 4 if kernel.operation == "backward_wide_sm90" else 0)
 
 
 @needs_cuobjdump
@@ -125,6 +134,8 @@ def test_products(kernel: Kernel) -> None:
     scores, weights = scores_and_weights(kernel)
     if kernel.operation in FORWARDS:
         wanted = 2 * scores + 2 * weights
+    elif kernel.operation == "backward_wide_sm90":  # s, dp; dv or dk; dq in two parts, summed over the keys
+        wanted = 2 * scores + kernel.head_dim // PANEL * weights + 2 * tile_of(kernel).rows // DEPTH
     else:  # s, dp; dv, dk; dq, summed over the keys
         wanted = 2 * scores + 2 * weights + tile_of(kernel).rows // DEPTH
     assert count(code, PRODUCT) == wanted
@@ -150,6 +161,25 @@ def test_forward_loop(kernel: Kernel) -> None:
         per_thread = 2 * (tile_of(kernel).columns // 4)  # two rows of the tile of scores
         assert count(between, r"MUFU\.EX2.*") == count(loop, r"MUFU\.EX2.*") == per_thread + 2
     assert count(loop, r"MUFU\.(RCP|RSQ|SQRT|LG2)") == 0 or kernel.has_options
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("kernel", [x for x in HOPPER if x.operation == "backward_wide_sm90"], ids=name_of)
+def test_wide_backward_loop(kernel: Kernel) -> None:
+    """Exponentials run while dp's product does, and additions to dq in memory while those of dk and dv do."""
+    code = code_of(kernel)
+    loop = next(loop for loop in loops_of(code) if count(loop, PRODUCT) == count(code, PRODUCT))
+    waits = [at for at in loop if re.fullmatch(WAIT, at.name)]
+    pending = [re.search(r"gsb0, (0x\d)", at.text)[1] for at in waits]  # type: ignore[index]
+    assert pending == [*([] if kernel.has_options else ["0x1"]), "0x0", "0x1", "0x1", "0x0"]
+
+    def between(first: Instruction, last: Instruction, name: str) -> int:
+        return count([at for at in loop if first.address < at.address < last.address], name)
+
+    if not kernel.has_options:  # whose rules have exponentials of their own
+        scores = tile_of(kernel).rows // 4  # of a thread
+        assert between(waits[0], waits[1], r"MUFU\.EX2.*") == count(loop, r"MUFU\.EX2.*") == scores
+    assert between(waits[-3], waits[-1], r"REDG\..*") == count(loop, r"REDG\..*")
 
 
 # ---- What ptxas says -------------------------------------------------------------------------------------------------

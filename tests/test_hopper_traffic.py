@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import emulated
 import hopper_tiles
 import pytest
-from hopper_tiles import DEPTH, WARPGROUP_ROWS, Tile
+from hopper_tiles import DEPTH, PANEL, WARPGROUP_ROWS, Tile
 from traffic import GRANULE, Bytes, Calls, Case, Met, dq_bytes, met_by, prepare_bytes, up_to, whole_sectors
 
 pytestmark = pytest.mark.emulated
@@ -77,10 +77,19 @@ def pieces_bytes(case: Case) -> tuple[Bytes, Bytes]:
     return n, merged
 
 
+BACKWARD = hopper_tiles.BACKWARD | hopper_tiles.BACKWARD_WIDE
+
+
+def backward_kernel(case: Case) -> str:
+    return "backward_sm90" if built(case, BACKWARD)[0] <= 128 else "backward_wide_sm90"
+
+
 def backward_bytes(case: Case) -> Bytes:
     """A box of k and of v for each tile of keys; q, do and their facts for what it meets, and dq is added to in memory,
-    16 rows at a time. Lists are read by the thread that fetches rows and by who fetches facts, at first a warp."""
-    head_dim, tile = built(case, hopper_tiles.BACKWARD)
+    16 rows at a time, of which the kernel for wide rows adds the columns that there are. Lists are read by the thread
+    that fetches rows and by who fetches facts, at first a warp."""
+    head_dim, tile = built(case, BACKWARD)
+    dq_columns = head_dim if head_dim <= 128 else up_to(case.D, 8)
     size, heads, group, n = case.itemsize, case.B * case.Hk, case.Hq // case.Hk, Bytes()
     for begin, length, met in tiles_of(case, tile, 1):
         n["k"] += heads * min(tile.rows, length - begin) * case.D * size
@@ -88,7 +97,7 @@ def backward_bytes(case: Case) -> Bytes:
         n["q"] += heads * group * met.rows * case.D * size
         n["do"] += heads * group * met.rows * case.Dv * size
         n["workspace"] += heads * group * met.rows * FACTS_USED
-        n["workspace+"] += heads * group * met.granules * GRANULE * head_dim * 4
+        n["workspace+"] += heads * group * met.granules * GRANULE * dq_columns * 4
         n["lists"] += heads * group * (2 * met.list_reads + (WARP - 1) * met.first_reads) * 4
     n["dk!"] = heads * case.Lk * case.D * size
     n["dv!"] = heads * case.Lk * case.Dv * size
@@ -119,7 +128,10 @@ CASES = [
     hopper("dim_128", D=128, Dv=96, Lq=200, Lk=300, causal=True),
     hopper("dim_128_options", D=128, Dv=128, Lq=140, softcap=2.0),
     hopper("dim_192", D=192, Dv=128),
+    hopper("dim_192_heads", B=2, D=144, Dv=192, Hq=4, Hk=2, Lq=70, Lk=290, causal=True),
+    hopper("dim_192_blocks", D=192, Dv=160, Lq=300, Lk=400, block_size=(64, 128)),
     hopper("dim_256", D=256, Dv=256, Hq=1),
+    hopper("dim_256_blocks", D=208, Dv=256, Hq=1, Lq=200, Lk=200, block_size=(128, 64), causal=True),
     hopper("dim_256_options", D=256, Dv=200, Hq=1, Lk=100, softcap=2.0, is_aligned=False),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -129,13 +141,11 @@ each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bytes(case: Case) -> None:
     calls = Calls(case)
     assert calls.bytes("forward_sm90") == +forward_bytes(case)
-    assert ("backward_sm90" in calls.launches) == (max(case.D, case.Dv) <= 128)
-    if "backward_sm90" in calls.launches:
-        assert calls.bytes("backward_prepare_any") == +prepare_bytes(case, one_pass=True)
-        assert calls.bytes("backward_sm90") == +backward_bytes(case)
-        assert calls.bytes("backward_dq_sm80") == +dq_bytes(case)
-        kernels = ["backward_prepare_any", "backward_sm90", "backward_dq_sm80"]
-        assert [*calls.launches] == ["forward_sm90", *kernels]
+    assert calls.bytes("backward_prepare_any") == +prepare_bytes(case, one_pass=True)
+    assert calls.bytes(backward_kernel(case)) == +backward_bytes(case)
+    assert calls.bytes("backward_dq_sm80") == +dq_bytes(case)
+    kernels = ["backward_prepare_any", backward_kernel(case), "backward_dq_sm80"]
+    assert [*calls.launches] == ["forward_sm90", *kernels]
     whole_sectors(case, calls)
 
 
@@ -170,33 +180,36 @@ def test_explain_predicts_what_must_move(case: Case) -> None:
 @pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
 def test_matrix_instructions_and_bank_conflicts(dim: int, softcap: float) -> None:
     """Each product once for each tile of scores; registers go to and from shared memory without conflicts."""
-    L = 384  # whole tiles of every kernel
+    L = 384  # whole tiles of every kernel, but for keys at 256 in the backward
     case = hopper("", Lq=L, Lk=L, Hq=1, Hk=1, D=dim, Dv=dim, softcap=softcap)
     calls = Calls(case)
-    for kernel, tiles in (("forward_sm90", hopper_tiles.FORWARD), ("backward_sm90", hopper_tiles.BACKWARD)):
-        if kernel not in calls.launches:
-            assert dim > 128
-            continue
+    for kernel, tiles in (("forward_sm90", hopper_tiles.FORWARD), (backward_kernel(case), BACKWARD)):
         head_dim, tile = built(case, tiles)
         along_rows, along_columns = head_dim // DEPTH, tile.columns // DEPTH
         if kernel == "forward_sm90":  # s, and p v
             products = along_rows + along_columns
-        else:  # s and dp, dv and dk; dq over the keys of both warpgroups, half of the queries or of the head dim each
+        elif kernel == "backward_sm90":
+            # s and dp, dv and dk; dq over the keys of both warpgroups, half of the queries or of the head dim each
             products = 2 * along_rows + 2 * along_columns + tile.rows // DEPTH
+        else:  # s and dp of half the keys; dv or dk, 64 numbers of the head dim at a time; dq, half of it in two parts
+            products = 2 * along_rows + head_dim // PANEL * along_columns + 2 * tile.rows // DEPTH
         launch = calls.launches[kernel]
-        assert launch["wgmma"] == WARPS * (L // WARPGROUP_ROWS) * (L // tile.columns) * products
+        steps = -(-L // tile.rows) * (L // tile.columns)
+        assert launch["wgmma"] == WARPS * tile.warpgroups * steps * products
         assert launch["mma"] == 0 and launch["bank_conflicts"] == 0, kernel
 
 
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [64, 128, 192])
 def test_rules_cost_at_the_edge_only(dim: int) -> None:
     """A causal problem pays for its mask where the mask cuts a tile: a step there is dearer than one without."""
 
     def steps(causal: bool) -> dict[str, float]:
         """Instructions of a tile of 64 x 64 scores."""
-        calls = Calls(hopper("", Lq=768, Lk=768, Hq=1, Hk=1, D=dim, Dv=dim, causal=causal))
+        case = hopper("", Lq=768, Lk=768, Hq=1, Hk=1, D=dim, Dv=dim, causal=causal)
+        calls = Calls(case)
         tiles = 12 * 13 / 2 if causal else 12 * 12
-        return {name: calls.launches[name]["warp_instructions"] / tiles for name in ("forward_sm90", "backward_sm90")}
+        kernels = "forward_sm90", backward_kernel(case)
+        return {name: calls.launches[name]["warp_instructions"] / tiles for name in kernels}
 
     full, causal = steps(False), steps(True)
     for name, instructions in full.items():
