@@ -186,13 +186,15 @@ FLASH_INLINE constexpr int built_hopper_head_dim(int64_t D, int64_t Dv) {
     if (D <= head_dim && Dv <= head_dim) return head_dim;
   return 0;
 }
+// Values this narrow have kernels of their own where keys are of kNarrowHeadDim and there are no options.
+constexpr int kNarrowHeadDim = 192, kNarrowValueDim = 128;
 // Three warpgroups at 64, where the exponentials take as long as the products, so that those of one run beside the
 // products of two. Else two, whose registers hold O, scores and weights (192 of 232 at 128 and 256). With options, whose
-// rules take registers too, fewer keys.
-FLASH_INLINE constexpr WarpgroupTile forward_sm90_tile(int head_dim, bool has_options) {
+// rules take registers too, fewer keys; and at 192 for shared memory, unless values are narrow.
+FLASH_INLINE constexpr WarpgroupTile forward_sm90_tile(int head_dim, int value_dim, bool has_options) {
   if (has_options) return {128, head_dim <= 192 ? 64 : 32};
   if (head_dim == 64) return {192, 128};
-  return {128, head_dim <= 128 ? 128 : head_dim == 192 ? 96 : 64};
+  return {128, value_dim <= 128 ? 128 : head_dim == 192 ? 96 : 64};
 }
 // Up to this many queries, keys are split into pieces of kPieceKeys: a multiple of each tile's keys, and of a block
 // mask's blocks. Results of a piece, in float32, are then at most a twelfth of the keys and values they come from.
@@ -200,11 +202,11 @@ constexpr int kMostQueriesOfPieces = 64, kPieceKeys = 1536;
 constexpr int kForwardStages = 2;
 // Of each tile of keys where it lies, at most 16 words; barriers; a word for each thread (forward_sm90.cuh).
 constexpr int kStepBytes = 64, kBarrierBytes = 128;
-FLASH_INLINE constexpr int forward_sm90_shared_bytes(int head_dim, bool has_options) {
-  const WarpgroupTile tile = forward_sm90_tile(head_dim, has_options);
-  const int row_bytes = (head_dim + 63) / 64 * 128;
-  return row_bytes * (tile.rows + 2 * kForwardStages * tile.columns) + kForwardStages * kStepBytes + kBarrierBytes +
-         4 * tile.rows * 2;
+FLASH_INLINE constexpr int forward_sm90_shared_bytes(int head_dim, int value_dim, bool has_options) {
+  const WarpgroupTile tile = forward_sm90_tile(head_dim, value_dim, has_options);
+  const int key_bytes = (head_dim + 63) / 64 * 128, value_bytes = (value_dim + 63) / 64 * 128;
+  return key_bytes * tile.rows + kForwardStages * (key_bytes + value_bytes) * tile.columns +
+         kForwardStages * kStepBytes + kBarrierBytes + 4 * tile.rows * 2;
 }
 
 // e4m3: FlashAttention-3's tiles. Weights take half the registers of 16-bit ones and rows half the shared memory, of which
@@ -284,7 +286,8 @@ FLASH_INLINE constexpr bool all_fit() {
   }
   for (int head_dim : kHopperHeadDims)
     for (bool has_options : {false, true})
-      if (!fits(forward_sm90_shared_bytes(head_dim, has_options), Memory::kHopper)) return false;
+      if (!fits(forward_sm90_shared_bytes(head_dim, head_dim, has_options), Memory::kHopper)) return false;
+  if (!fits(forward_sm90_shared_bytes(kNarrowHeadDim, kNarrowValueDim, false), Memory::kHopper)) return false;
   for (int head_dim : kFp8HeadDims)
     for (bool has_options : {false, true})
       if (!fits(forward_fp8_sm90_shared_bytes(head_dim, has_options), Memory::kHopper)) return false;

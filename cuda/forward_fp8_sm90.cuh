@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(forward_fp8_sm90_tile(kHeadDim, kOptions).thre
     forward_fp8_sm90(const __grid_constant__ ForwardFp8Sm90Params params) {
   constexpr WarpgroupTile kTile = forward_fp8_sm90_tile(kHeadDim, kOptions);
   constexpr int kWarpgroups = kTile.warpgroups(), kColumns = kTile.columns;
-  using Shared = ForwardMemory<kTile.rows, kColumns, kHeadDim, 1>;
+  using Shared = ForwardMemory<kTile.rows, kColumns, kHeadDim, kHeadDim, 1>;
   using KeyTurn = typename Shared::KeyTurn;
   using TransposedTile = PanelTile<kHeadDim, kColumns, 1>;
   static_assert(sizeof(typename Shared::KeyStep) <= kLongStepBytes);

@@ -7,14 +7,15 @@ namespace flash {
 
 // q; two stages of k and of v, each with barriers that say full and free; for each stage of k where its keys lie. What a
 // kernel has besides lies between the tiles and the rest.
-template <int kQueries, int kKeys, int kHeadDim, int kNumberBytes>
+template <int kQueries, int kKeys, int kHeadDim, int kValueDim, int kNumberBytes>
 struct ForwardMemory {
   using QTile = PanelTile<kQueries, kHeadDim, kNumberBytes>;
   using KeyTile = PanelTile<kKeys, kHeadDim, kNumberBytes>;
+  using ValueTile = PanelTile<kKeys, kValueDim, kNumberBytes>;
   using KeyTurn = Turn<kForwardStages>;
   using KeyStep = Step<kKeys>;
   using KeyRing = Ring<kForwardStages>;
-  static constexpr int kTileBytes = QTile::kBytes + 2 * kForwardStages * KeyTile::kBytes;
+  static constexpr int kTileBytes = QTile::kBytes + kForwardStages * (KeyTile::kBytes + ValueTile::kBytes);
 
   uint32_t start;
   KeyStep *steps;
@@ -29,15 +30,15 @@ struct ForwardMemory {
         v_ring{k_ring.address + KeyRing::kBytes} {}
 
   __device__ __forceinline__ QTile q() const { return {start}; }
-  __device__ __forceinline__ KeyTile k(KeyTurn turn) const { return key_tile(turn.stage()); }
-  __device__ __forceinline__ KeyTile v(KeyTurn turn) const { return key_tile(kForwardStages + turn.stage()); }
+  __device__ __forceinline__ KeyTile k(KeyTurn turn) const {
+    return {start + QTile::kBytes + static_cast<uint32_t>(turn.stage() * KeyTile::kBytes)};
+  }
+  __device__ __forceinline__ ValueTile v(KeyTurn turn) const {
+    return {start + QTile::kBytes +
+            static_cast<uint32_t>(kForwardStages * KeyTile::kBytes + turn.stage() * ValueTile::kBytes)};
+  }
   __device__ __forceinline__ uint32_t own_tiles() const { return start + kTileBytes; }
   __device__ __forceinline__ uint32_t end() const { return v_ring.address + KeyRing::kBytes; }
-
- private:
-  __device__ __forceinline__ KeyTile key_tile(int number) const {
-    return {start + QTile::kBytes + static_cast<uint32_t>(number * KeyTile::kBytes)};
-  }
 };
 
 // What the blocks of threads of a launch share out: tiles of rows, and with each which piece of the keys it meets. Rows

@@ -21,12 +21,12 @@
 
 namespace flash {
 
-template <class T, int kHeadDim, bool kOptions, Memory kMemory>
-__global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(), 1)
-    forward_sm90(const __grid_constant__ ForwardSm90Params params) {
-  constexpr WarpgroupTile kTile = forward_sm90_tile(kHeadDim, kOptions);
+// kValueDim: of v and o.
+template <class T, int kHeadDim, int kValueDim, bool kOptions>
+__device__ __forceinline__ void forward_tiles(const ForwardSm90Params &params) {
+  constexpr WarpgroupTile kTile = forward_sm90_tile(kHeadDim, kValueDim, kOptions);
   constexpr int kWarpgroups = kTile.warpgroups(), kColumns = kTile.columns;
-  using Shared = ForwardMemory<kTile.rows, kColumns, kHeadDim, 2>;
+  using Shared = ForwardMemory<kTile.rows, kColumns, kHeadDim, kValueDim, 2>;
   using QTile = typename Shared::QTile;
   using KeyTurn = typename Shared::KeyTurn;
   static_assert(sizeof(typename Shared::KeyStep) <= kStepBytes);
@@ -81,11 +81,11 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     const auto query_of = [&](int a) { return (task.begin + row_of_thread + 8 * a) >> log2_heads; };
 
     RowSums<2, 4> sums;
-    float o[2][kHeadDim / 4] = {};
+    float o[2][kValueDim / 4] = {};
     float s[2][kScores];
     WeightsInRegisters<2, kScores> p;
     const auto start_scores = [&] { multiply_tiles<T, kHeadDim>(s, q_tile, first_row, shared.k(k_turn)); };
-    const auto start_o = [&] { add_weighted_rows<T, kHeadDim, kColumns>(o, p, shared.v(v_turn)); };
+    const auto start_o = [&] { add_weighted_rows<T, kValueDim, kColumns>(o, p, shared.v(v_turn)); };
     // What is left to do with scores that are there, up to the exponentials; gives the tile of keys back.
     const auto finish_scores = [&](float (&alpha)[2]) {
       const auto &step = shared.steps[k_turn.stage()];
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
 #pragma unroll
         for (int a = 0; a < 2; ++a)
 #pragma unroll
-          for (int c = 0; c < kHeadDim / 4; ++c) o[a][c] *= alpha[a];
+          for (int c = 0; c < kValueDim / 4; ++c) o[a][c] *= alpha[a];
         p = packed<T>(s);
         k_ring.wait_full(k_turn);
       }
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
         if (task.begin + row_of_thread + 8 * a >= tasks.end_of(task)) continue;
         float *const row = params.pieces.o + (of_all + (task.b * x.Hq + head_of_row(a)) * x.Lq + query_of(a)) * x.Dv;
 #pragma unroll
-        for (int c = 0; c < kHeadDim / 4; ++c) {
+        for (int c = 0; c < kValueDim / 4; ++c) {
           const int column = c / 2 * 8 + fragment_column(lane) + c % 2;
           if (column < x.Dv) row[column] = o[a][c];
         }
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     if (params.has_o_map) {
       if (thread == 0 && task.begin + first_row < tasks.end_of(task)) {
 #pragma unroll 1
-        for (int panel = 0; panel < QTile::kPanels; ++panel)
+        for (int panel = 0; panel < Shared::ValueTile::kPanels; ++panel)
           store_rows_of_heads(&params.o, q_tile.at(first_row, 8 * panel), panel * kPanel,
                               (task.begin + first_row) >> log2_heads, task.head, batch);
         commit_stores();
@@ -220,6 +220,19 @@ __global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kOptions).threads(
     q_turn.advance();
   }
   wait_for_stores();
+}
+
+template <class T, int kHeadDim, bool kOptions, Memory kMemory>
+__global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kHeadDim, kOptions).threads(), 1)
+    forward_sm90(const __grid_constant__ ForwardSm90Params params) {
+  forward_tiles<T, kHeadDim, kHeadDim, kOptions>(params);
+}
+
+// v of at most kNarrowValueDim, as in multi-head latent attention: less to multiply, and more keys to a tile.
+template <class T, int kHeadDim, bool kOptions, Memory kMemory>
+__global__ void __launch_bounds__(forward_sm90_tile(kHeadDim, kNarrowValueDim, kOptions).threads(), 1)
+    forward_narrow_sm90(const __grid_constant__ ForwardSm90Params params) {
+  forward_tiles<T, kHeadDim, kNarrowValueDim, kOptions>(params);
 }
 
 // ---- Pieces of keys -------------------------------------------------------------------------------------------------

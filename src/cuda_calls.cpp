@@ -138,7 +138,7 @@ void cuda_forward(const Problem &problem, const Plan &plan, RowsView o, DType o_
   params.lse = lse;
   for (const KernelLaunch &launch : plan.launches) {
     params.tiles = cuda_query_tiles(problem, launch.tile_rows == 0 ? 1 : launch.tile_rows);
-    if (launch.operation == Operation::forward_sm90)
+    if (launch.operation == Operation::forward_sm90 || launch.operation == Operation::forward_narrow_sm90)
       start_forward_sm90(launch, problem, params, pieces, o, stream);
     else if (launch.operation == Operation::forward_fp8_sm90)
       start_forward_fp8_sm90(launch, problem, params, pieces, stream);

@@ -163,6 +163,12 @@ struct Choice {
 // Whether dq can be summed with dk and dv in one pass.
 bool wants_one_pass(uint32_t wanted) { return (wanted & FLASH_DQ) != 0 && (wanted & (FLASH_DK | FLASH_DV)) != 0; }
 
+// Whether a forward on Hopper is one for keys that are longer than values.
+bool has_narrow_values(const Problem &x) {
+  return built_hopper_head_dim(x.D, x.Dv) == kNarrowHeadDim && x.Dv <= kNarrowValueDim && !has_score_options(x);
+}
+int hopper_value_dim(const Problem &x, int head_dim) { return has_narrow_values(x) ? kNarrowValueDim : head_dim; }
+
 // Why Hopper's own kernels don't take a problem of 16-bit numbers; NULL if they do.
 const char *hopper_limit(const Problem &x, uint32_t wanted, const CudaDevice &device) {
   // Smaller blocks would leave most of a warpgroup's 64 rows empty, or make boxes of a few keys.
@@ -230,9 +236,11 @@ Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device,
     if (takes_dout && hopper_limit(problem, wanted, device) == nullptr) {
       const int head_dim = is_forward ? built_hopper_head_dim(problem.D, problem.Dv)
                                       : built_backward_hopper_head_dim(problem.D, problem.Dv);
-      if (is_forward)
-        return tensor(Family::kSm90, head_dim, forward_sm90_tile(head_dim, has_options), Memory::kHopper,
-                      forward_sm90_shared_bytes(head_dim, has_options));
+      if (is_forward) {
+        const int value_dim = hopper_value_dim(problem, head_dim);
+        return tensor(Family::kSm90, head_dim, forward_sm90_tile(head_dim, value_dim, has_options), Memory::kHopper,
+                      forward_sm90_shared_bytes(head_dim, value_dim, has_options));
+      }
       return tensor(Family::kSm90, head_dim, backward_sm90_tile(head_dim, has_options), Memory::kHopper,
                     backward_sm90_shared_bytes(head_dim, has_options), true);
     }
@@ -254,6 +262,13 @@ Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device,
       Family::kAny,   false,          kAnyType,
       Memory::kSmall, head_dim,       tile.rows,
       tile.columns,   tile.threads(), is_forward ? forward_shared_bytes(head_dim) : backward_shared_bytes(head_dim)};
+}
+
+// The kernel on Hopper that goes over the tiles of a choice.
+Operation hopper_operation(const Problem &x, const Choice &choice, uint32_t wanted) {
+  if (choice.family == Family::kFp8Sm90) return Operation::forward_fp8_sm90;
+  if (wanted == 0) return has_narrow_values(x) ? Operation::forward_narrow_sm90 : Operation::forward_sm90;
+  return is_wide_sm90(choice.head_dim) ? Operation::backward_wide_sm90 : Operation::backward_sm90;
 }
 
 }  // namespace
@@ -343,8 +358,9 @@ CudaForwardMemory place_cuda_forward(char *base, const Problem &problem, const C
 }
 
 int cuda_box_keys(const Problem &problem, bool has_options, int head_dim) {
-  const WarpgroupTile tile = problem.dtype == DType::kFloat8 ? forward_fp8_sm90_tile(head_dim, has_options)
-                                                             : forward_sm90_tile(head_dim, has_options);
+  const WarpgroupTile tile = problem.dtype == DType::kFloat8
+                                 ? forward_fp8_sm90_tile(head_dim, has_options)
+                                 : forward_sm90_tile(head_dim, hopper_value_dim(problem, head_dim), has_options);
   return static_cast<int>(std::gcd(tile.columns, problem.blocks.block_k));
 }
 int cuda_box_queries(const Problem &problem, bool has_options, int head_dim) {
@@ -370,8 +386,7 @@ KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const Cuda
   if (wanted == 0 && (choice.family == Family::kSm90 || choice.family == Family::kFp8Sm90)) {
     const int64_t pieces = place_cuda_forward(nullptr, problem, device).pieces.count;
     const int64_t tasks = cuda_tiles_of_heads(problem, choice.rows).tasks * pieces;
-    add({choice.family == Family::kSm90 ? Operation::forward_sm90 : Operation::forward_fp8_sm90, choice.dtype,
-         choice.head_dim, has_options, choice.memory, tasks,
+    add({hopper_operation(problem, choice, wanted), choice.dtype, choice.head_dim, has_options, choice.memory, tasks,
          smaller(tasks, device.multiprocessors),  // which keep their blocks
          choice.threads, choice.shared_bytes, choice.rows});
     if (pieces > 1) add_plain(Operation::forward_pieces_sm90, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
@@ -384,9 +399,7 @@ KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const Cuda
   add_plain(Operation::backward_prepare_any, warps_to_blocks(problem.B * problem.Hq * problem.Lq), 0);
   const int before = launches.count;
   if (choice.is_one_pass) {
-    add_tiles(is_tensor                       ? Operation::backward_sm80
-              : is_wide_sm90(choice.head_dim) ? Operation::backward_wide_sm90
-                                              : Operation::backward_sm90,
+    add_tiles(is_tensor ? Operation::backward_sm80 : hopper_operation(problem, choice, wanted),
               cuda_key_tiles(problem, choice.rows));
     add_plain(Operation::backward_dq_sm80, warps_to_blocks(cuda_dq_pieces(problem)), 0);
   } else {
@@ -421,11 +434,8 @@ Plan plan_cuda(const Problem &problem, uint32_t wanted, const CudaDevice &device
   if (problem.dtype == DType::kFloat8) check_float8(problem, device);
   const Choice choice = choose(problem, wanted, device);
   Plan plan{};
-  if (choice.family == Family::kFp8Sm90) {
-    plan.kernel = "forward_fp8_sm90";
-    plan.path = "Hopper's tensor cores";
-  } else if (choice.family == Family::kSm90) {
-    plan.kernel = wanted == 0 ? "forward_sm90" : is_wide_sm90(choice.head_dim) ? "backward_wide_sm90" : "backward_sm90";
+  if (choice.family == Family::kSm90 || choice.family == Family::kFp8Sm90) {
+    plan.kernel = name(hopper_operation(problem, choice, wanted));
     plan.path = "Hopper's tensor cores";
   } else if (choice.family == Family::kSm80) {
     plan.kernel = wanted == 0 ? "forward_sm80" : choice.is_one_pass ? "backward_sm80" : "backward_deterministic_sm80";

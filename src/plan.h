@@ -17,6 +17,7 @@ constexpr size_t kWorkspaceAlignment = 64;
 enum class Operation : uint8_t {
   forward_fp8_sm90,
   forward_sm90,
+  forward_narrow_sm90,
   forward_pieces_sm90,
   forward_sm80,
   backward_sm90,

@@ -65,6 +65,7 @@ class Requests {
       case Operation::forward_any:
       case Operation::forward_sm80:
       case Operation::forward_sm90:
+      case Operation::forward_narrow_sm90:
       case Operation::forward_fp8_sm90:
         return forward(launch);
       case Operation::forward_pieces_sm90:  // all lanes of a warp read each piece's lse, after one of them

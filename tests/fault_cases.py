@@ -261,11 +261,13 @@ DTYPES = "float16", "bfloat16", "float32"
 # Of each head dim that kernels are built for D and Dv of rows that fill it, that are made of units of eight numbers, of
 # fours, and of neither, with three over or seven, and one.
 FULL, UNITS, FOURS, SINGLES, ONE_OVER = range(5)
+NARROW = 0  # no head dim: keys longer than values
 DIMS = {
     64: ((64, 64), (40, 56), (60, 36), (39, 23), (57, 41)),
     96: ((96, 96), (80, 72), (92, 76), (83, 71), (73, 89)),
     128: ((128, 128), (120, 96), (100, 68), (103, 67), (97, 113)),
     192: ((192, 192), (168, 184), (140, 188), (163, 131), (185, 161)),
+    NARROW: ((192, 128), (168, 88), (140, 100), (163, 67), (185, 113)),
     256: ((256, 256), (200, 248), (204, 196), (251, 131), (249, 193)),
     576: ((576, 288), (304, 576), (300, 292), (575, 303), (297, 305)),
 }
@@ -389,9 +391,9 @@ HOPPER_SCORES: tuple[tuple[type[Case], int, Shape, tuple[str, ...]], ...] = (
 
 def hopper_cases() -> Iterator[Case]:
     """Of every kernel for Hopper, whose rows boxes can be copied from, and whose blocks are not small."""
-    for head_dim in HOPPER_HEAD_DIMS:
+    for head_dim in (*HOPPER_HEAD_DIMS, NARROW):
         for dtype in ("float16", "bfloat16"):
-            for table in (HOPPER_PLAIN, HOPPER_SCORES):
+            for table in (HOPPER_PLAIN, HOPPER_SCORES) if head_dim != NARROW else (HOPPER_PLAIN,):
                 for make, kind, shape, names in table:
                     yield make(
                         shape._replace(**dict(zip(("D", "Dv"), DIMS[head_dim][kind], strict=True))), dtype, names

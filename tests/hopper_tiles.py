@@ -36,6 +36,7 @@ FORWARD = {
     (192, True): Tile(128, 64),
     (256, True): Tile(128, 32),
 }
+FORWARD_NARROW = {(192, False): Tile(128, 128)}  # values of at most 128
 FORWARD_FP8 = {
     (64, False): Tile(192, 160),
     (128, False): Tile(128, 224),

@@ -138,6 +138,9 @@ def test_a_kernel_for_every_row_of_the_table(kind):
         q = kind.array(normal(2, 1, head_dim).astype(ml_dtypes.float8_e4m3fn))
         for options in ({}, {"softcap": 1.0}):
             flash.attention(q, q, q, **options)
+    for dtype in ("f2", ml_dtypes.bfloat16):
+        q, v = kind.array(normal(2, 1, 192).astype(dtype)), kind.array(normal(2, 1, 128).astype(dtype))
+        flash.attention(q, q, v)
     q, k = kind.array(normal(2, 1, 8).astype("f2")), kind.array(normal(1600, 1, 8).astype("f2"))
     flash.attention(q, k, k)  # in pieces of the keys
     bias, sinks = kind.array(normal(1)), kind.array(normal(1))

@@ -267,6 +267,14 @@ void test_plan() {
     CHECK(launch.head_dim == built_hopper_head_dim(D, D) && launch.blocks == 132);
     CHECK(launch.tasks == 2 * 8 * ceil_div(3000, plan.block_q));
   }
+  Problem narrow = compact_problem(2, 3000, 2000, 8, 2, 192);
+  narrow.Dv = 128;
+  CHECK(kernel(narrow) == "forward_narrow_sm90" && plan_cuda(narrow, 0, kLarge).block_k == 128);
+  CHECK(kernel(narrow, 0, kSmall) == "forward_sm80" && kernel(narrow, kAll) == "backward_wide_sm90");
+  narrow.softcap = 1;
+  CHECK(kernel(narrow) == "forward_sm90");
+  narrow.softcap = 0, narrow.Dv = 136;
+  CHECK(kernel(narrow) == "forward_sm90");
   const Problem few = compact_problem(1, 100, 300, 4, 4, 64);
   CHECK(plan_cuda(few, 0, kLarge).launches.list[0].blocks == 4 && plan_cuda(few, 0, kLarge).block_q == 112);
   // The workspace has room for dq's sums whichever of the two kernels runs.
@@ -376,9 +384,9 @@ void test_heads_together() {
   CHECK(cuda_heads_together(compact_problem(4, 1, 16384, 16, 4, 128), 2) == 4);
   for (bool has_options : {false, true}) {
     for (int head_dim : kHopperHeadDims)
-      CHECK(forward_sm90_shared_bytes(head_dim, has_options) <= most_shared_bytes(Memory::kHopper));
+      CHECK(forward_sm90_shared_bytes(head_dim, head_dim, has_options) <= most_shared_bytes(Memory::kHopper));
     for (int head_dim : {64, 128}) {
-      const WarpgroupTile tile = forward_sm90_tile(head_dim, has_options);
+      const WarpgroupTile tile = forward_sm90_tile(head_dim, head_dim, has_options);
       CHECK(tile.loading_registers() * 128 + tile.computing_registers() * 128 * tile.warpgroups() <= 65536);
     }
   }
@@ -392,7 +400,9 @@ void test_few_queries() {
       CHECK(fp8_piece_keys(head_dim) % 256 == 0 &&
             fp8_piece_keys(head_dim) % forward_fp8_sm90_tile(head_dim, has_options).columns == 0);
   for (int head_dim : kHopperHeadDims)
-    for (bool has_options : {false, true}) CHECK(kPieceKeys % forward_sm90_tile(head_dim, has_options).columns == 0);
+    for (int value_dim : {head_dim, kNarrowValueDim})
+      for (bool has_options : {false, true})
+        CHECK(kPieceKeys % forward_sm90_tile(head_dim, value_dim, has_options).columns == 0);
   struct {
     int64_t Hq, Hk, Lq;
     int log2_heads;

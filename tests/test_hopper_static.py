@@ -27,7 +27,7 @@ from disassembly import (
     needs_cuobjdump,
     resources,
 )
-from hopper_tiles import BACKWARD, BACKWARD_WIDE, DEPTH, DEPTH_FP8, FORWARD, FORWARD_FP8, PANEL, Tile
+from hopper_tiles import BACKWARD, BACKWARD_WIDE, DEPTH, DEPTH_FP8, FORWARD, FORWARD_FP8, FORWARD_NARROW, PANEL, Tile
 from ptx import kernels, loaded_library
 
 import flash
@@ -36,17 +36,19 @@ REGISTERS = 65536  # of a multiprocessor
 WARPGROUP = 128
 TYPES = {
     "forward_sm90": ("float16", "bfloat16"),
+    "forward_narrow_sm90": ("float16", "bfloat16"),
     "backward_sm90": ("float16", "bfloat16"),
     "backward_wide_sm90": ("float16", "bfloat16"),
     "forward_fp8_sm90": ("float8",),
 }
 TILES = {
     "forward_sm90": FORWARD,
+    "forward_narrow_sm90": FORWARD_NARROW,
     "backward_sm90": BACKWARD,
     "backward_wide_sm90": BACKWARD_WIDE,
     "forward_fp8_sm90": FORWARD_FP8,
 }
-FORWARDS = "forward_sm90", "forward_fp8_sm90"
+FORWARDS = "forward_sm90", "forward_narrow_sm90", "forward_fp8_sm90"
 HOPPER = [
     Kernel(operation, head_dim, has_options, type_, "hopper")
     for operation, tiles in TILES.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import emulated
 import hopper_tiles
@@ -23,10 +24,30 @@ WARP, WARPS = 32, 4  # lanes; warps of a warpgroup
 Tiles = dict[tuple[int, bool], Tile]
 
 
-def built(case: Case, tiles: Tiles) -> tuple[int, Tile]:
-    """The head dim that the case's kernel is built for, and its tile."""
+class Built(NamedTuple):
+    """The kernel of a case, the head dim that it is built for, and its tile."""
+
+    kernel: str
+    head_dim: int
+    tile: Tile
+
+
+def built(kernel: str, case: Case, tiles: Tiles) -> Built:
     head_dim = next(n for n, _ in tiles if max(case.D, case.Dv) <= n)
-    return head_dim, tiles[head_dim, case.softcap != 0]
+    return Built(kernel, head_dim, tiles[head_dim, case.softcap != 0])
+
+
+def built_forward(case: Case) -> Built:
+    """Keys longer than values have one of their own."""
+    found = built("forward_sm90", case, hopper_tiles.FORWARD)
+    if found.head_dim == 192 and case.Dv <= 128 and case.softcap == 0:
+        return built("forward_narrow_sm90", case, hopper_tiles.FORWARD_NARROW)
+    return found
+
+
+def built_backward(case: Case) -> Built:
+    found = built("backward_sm90", case, BACKWARD)
+    return found if found.head_dim <= 128 else found._replace(kernel="backward_wide_sm90")
 
 
 def tiles_of(case: Case, tile: Tile, axis: int, heads: int = 1) -> Iterator[tuple[int, int, Met]]:
@@ -53,7 +74,7 @@ def heads_in_a_tile(case: Case, tile: Tile) -> int:
 
 def forward_bytes(case: Case) -> Bytes:
     """A box of q for each tile of queries, boxes of k and v for what it meets; o and lse once."""
-    _, tile = built(case, hopper_tiles.FORWARD)
+    tile = built_forward(case).tile
     together = heads_in_a_tile(case, tile)
     size, heads, n = case.itemsize, case.B * case.Hq // together, Bytes()
     for begin, length, met in tiles_of(case, tile, 0, together):
@@ -80,15 +101,11 @@ def pieces_bytes(case: Case) -> tuple[Bytes, Bytes]:
 BACKWARD = hopper_tiles.BACKWARD | hopper_tiles.BACKWARD_WIDE
 
 
-def backward_kernel(case: Case) -> str:
-    return "backward_sm90" if built(case, BACKWARD)[0] <= 128 else "backward_wide_sm90"
-
-
 def backward_bytes(case: Case) -> Bytes:
     """A box of k and of v for each tile of keys; q, do and their facts for what it meets, and dq is added to in memory,
     16 rows at a time, of which the kernel for wide rows adds the columns that there are. Lists are read by the thread
     that fetches rows and by who fetches facts, at first a warp."""
-    head_dim, tile = built(case, BACKWARD)
+    _, head_dim, tile = built_backward(case)
     dq_columns = head_dim if head_dim <= 128 else up_to(case.D, 8)
     size, heads, group, n = case.itemsize, case.B * case.Hk, case.Hq // case.Hk, Bytes()
     for begin, length, met in tiles_of(case, tile, 1):
@@ -127,7 +144,10 @@ CASES = [
     hopper("dim_96", D=96, Dv=80, Lq=200, Lk=300, causal=True),
     hopper("dim_128", D=128, Dv=96, Lq=200, Lk=300, causal=True),
     hopper("dim_128_options", D=128, Dv=128, Lq=140, softcap=2.0),
-    hopper("dim_192", D=192, Dv=128),
+    hopper("dim_192", D=192, Dv=192),
+    hopper("dim_192_narrow", D=192, Dv=128, Lq=300, Lk=330, causal=True),
+    hopper("dim_160_narrow", D=160, Dv=96, B=2, Lq=5, Lk=300, Hq=4, causal=True),
+    hopper("dim_192_narrow_options", D=192, Dv=128, softcap=2.0),
     hopper("dim_192_heads", B=2, D=144, Dv=192, Hq=4, Hk=2, Lq=70, Lk=290, causal=True),
     hopper("dim_192_blocks", D=192, Dv=160, Lq=300, Lk=400, block_size=(64, 128)),
     hopper("dim_256", D=256, Dv=256, Hq=1),
@@ -140,12 +160,13 @@ each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @each_case
 def test_bytes(case: Case) -> None:
     calls = Calls(case)
-    assert calls.bytes("forward_sm90") == +forward_bytes(case)
+    forward, backward = built_forward(case).kernel, built_backward(case).kernel
+    assert calls.bytes(forward) == +forward_bytes(case)
     assert calls.bytes("backward_prepare_any") == +prepare_bytes(case, one_pass=True)
-    assert calls.bytes(backward_kernel(case)) == +backward_bytes(case)
+    assert calls.bytes(backward) == +backward_bytes(case)
     assert calls.bytes("backward_dq_sm80") == +dq_bytes(case)
-    kernels = ["backward_prepare_any", backward_kernel(case), "backward_dq_sm80"]
-    assert [*calls.launches] == ["forward_sm90", *kernels]
+    kernels = ["backward_prepare_any", backward, "backward_dq_sm80"]
+    assert [*calls.launches] == [forward, *kernels]
     whole_sectors(case, calls)
 
 
@@ -177,16 +198,15 @@ def test_explain_predicts_what_must_move(case: Case) -> None:
 
 
 @pytest.mark.parametrize("softcap", [0.0, 2.0], ids=["plain", "options"])
-@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
-def test_matrix_instructions_and_bank_conflicts(dim: int, softcap: float) -> None:
+@pytest.mark.parametrize("dims", [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)])
+def test_matrix_instructions_and_bank_conflicts(dims: tuple[int, int], softcap: float) -> None:
     """Each product once for each tile of scores; registers go to and from shared memory without conflicts."""
     L = 384  # whole tiles of every kernel, but for keys at 256 in the backward
-    case = hopper("", Lq=L, Lk=L, Hq=1, Hk=1, D=dim, Dv=dim, softcap=softcap)
+    case = hopper("", Lq=L, Lk=L, Hq=1, Hk=1, D=dims[0], Dv=dims[1], softcap=softcap)
     calls = Calls(case)
-    for kernel, tiles in (("forward_sm90", hopper_tiles.FORWARD), (backward_kernel(case), BACKWARD)):
-        head_dim, tile = built(case, tiles)
+    for kernel, head_dim, tile in (built_forward(case), built_backward(case)):
         along_rows, along_columns = head_dim // DEPTH, tile.columns // DEPTH
-        if kernel == "forward_sm90":  # s, and p v
+        if kernel.startswith("forward"):  # s, and p v
             products = along_rows + along_columns
         elif kernel == "backward_sm90":
             # s and dp, dv and dk; dq over the keys of both warpgroups, half of the queries or of the head dim each
@@ -208,7 +228,7 @@ def test_rules_cost_at_the_edge_only(dim: int) -> None:
         case = hopper("", Lq=768, Lk=768, Hq=1, Hk=1, D=dim, Dv=dim, causal=causal)
         calls = Calls(case)
         tiles = 12 * 13 / 2 if causal else 12 * 12
-        kernels = "forward_sm90", backward_kernel(case)
+        kernels = built_forward(case).kernel, built_backward(case).kernel
         return {name: calls.launches[name]["warp_instructions"] / tiles for name in kernels}
 
     full, causal = steps(False), steps(True)
