@@ -29,8 +29,9 @@ struct OnePassSm90 : BackwardMemory<kHeadDim, kOptions> {
   static constexpr bool kSharesHeadDim = kQueries == kWarpgroupRows;
   static constexpr int kDqColumns = kSharesHeadDim ? kHeadDim / kWarpgroups : kHeadDim;
   static constexpr int kGranuleBytes = kGranule * kHeadDim * static_cast<int>(sizeof(float));  // of dq
-  static constexpr int kDq = Base::kOwn + 2 * Weights::kBytes, kDqStep = kDq + kQueries / kGranule * kGranuleBytes;
-  static_assert(kDqStep + kStepBytes == Base::kFacts);
+  static constexpr int kDq = Base::kOwn + 2 * Weights::kBytes, kDqStep = kDq + kQueries / kGranule * kGranuleBytes,
+                       kAnchors = kDqStep + kStepBytes;
+  static_assert(kAnchors + 4 * kWarpgroups * kWarpgroup == Base::kFacts);
 
   // Two, in turn: who writes the next can't overtake who reads this one by more than a step.
   __device__ __forceinline__ Weights ds(QueryTurn turn) const {
@@ -40,6 +41,7 @@ struct OnePassSm90 : BackwardMemory<kHeadDim, kOptions> {
     return start + kDq + static_cast<uint32_t>(granule * kGranuleBytes);
   }
   __device__ __forceinline__ QueryStep &dq_step() const { return this->step_at(kDqStep); }
+  __device__ __forceinline__ uint32_t anchor() const { return start + kAnchors + 4 * (threadIdx.x - kWarpgroup); }
 };
 
 template <class T, int kHeadDim, bool kOptions, Memory>
@@ -80,8 +82,9 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
             params.dq_turns.done + step.head * params.dq_turns.of_head(x.Lq) + step.first[0] / B::kQueries;
         const int own_turn = takes_turns ? before(step.first[0]) : 0;
         if (takes_turns) {
-          while (load_acquire(turn) != own_turn) {
+          while (lane == 0 && load_acquire(turn) != own_turn) {
           }
+          __syncwarp();
           fence_global_for_async();
         }
         if (lane < B::kQueries / kGranule && step.first[lane] >= 0)
@@ -172,6 +175,10 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
       settle(s);
       apply_rules_in_registers<false>(x, head, band, part, sees_all, s);
       exponentiate(x, part, [&](int b) { return load_8_bytes(block.lse2(turn, column(b))); }, s);
+      float sum = 0;  // stored as in forward_sm90.cuh, so that the exponentials stay where they are
+#pragma unroll
+      for (int b = 0; b < kScores; ++b) sum += s[0][b] + s[1][b];
+      store_4_bytes(block.anchor(), float_bits(sum));
       wait_for_products<0>();
       settle(dp);
       differentiate_weights(part, [&](int b) { return load_8_bytes(block.delta(turn, column(b))); }, s, dp);

@@ -255,11 +255,12 @@ FLASH_INLINE constexpr WarpgroupTile backward_sm90_tile(int head_dim, bool has_o
 }
 // One at 256, where there is no room for two.
 FLASH_INLINE constexpr int backward_dout_stages(int head_dim) { return head_dim <= 192 ? kBackwardStages : 1; }
-// Besides k, v, q and do: two of ds, dq in float32 and where it lies; or p and ds in whole panels.
+// Besides k, v, q and do: two of ds, dq in float32 and where it lies, a word for each thread; or p and ds in whole
+// panels.
 FLASH_INLINE constexpr int backward_sm90_own_bytes(int head_dim, bool has_options) {
   const WarpgroupTile tile = backward_sm90_tile(head_dim, has_options);
   if (is_wide_sm90(head_dim)) return 2 * tile.columns * ((tile.rows + 63) / 64 * 128);
-  return 2 * 2 * tile.rows * tile.columns + 4 * head_dim * tile.columns + kStepBytes;
+  return 2 * 2 * tile.rows * tile.columns + 4 * head_dim * tile.columns + kStepBytes + 4 * tile.rows * 2;
 }
 // k, v; two stages of q, one or two of do; of each query of a stage lse2 and delta, and where it lies.
 FLASH_INLINE constexpr int backward_sm90_shared_bytes(int head_dim, bool has_options) {

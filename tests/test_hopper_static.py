@@ -166,10 +166,10 @@ def test_forward_loop(kernel: Kernel) -> None:
 
 
 @needs_cuobjdump
-@pytest.mark.parametrize("kernel", [x for x in HOPPER if x.operation == "backward_wide_sm90"], ids=name_of)
-def test_wide_backward_loop(kernel: Kernel) -> None:
-    """Exponentials run while dp's product does, and additions to dq in memory while those of dk and dv do."""
-    code = code_of(kernel)
+@pytest.mark.parametrize("kernel", [x for x in HOPPER if x.operation in BACKWARDS], ids=name_of)
+def test_backward_loop(kernel: Kernel) -> None:
+    """Exponentials run while dp's product does, and a warp's own additions to dq while those of dk and dv do."""
+    code, is_wide = code_of(kernel), kernel.operation == "backward_wide_sm90"
     loop = next(loop for loop in loops_of(code) if count(loop, PRODUCT) == count(code, PRODUCT))
     waits = [at for at in loop if re.fullmatch(WAIT, at.name)]
     pending = [re.search(r"gsb0, (0x\d)", at.text)[1] for at in waits]  # type: ignore[index]
@@ -179,9 +179,11 @@ def test_wide_backward_loop(kernel: Kernel) -> None:
         return count([at for at in loop if first.address < at.address < last.address], name)
 
     if not kernel.has_options:  # whose rules have exponentials of their own
-        scores = tile_of(kernel).rows // 4  # of a thread
+        tile = tile_of(kernel)
+        scores = tile.rows // 4 if is_wide else tile.columns // 2  # of a thread
         assert between(waits[0], waits[1], r"MUFU\.EX2.*") == count(loop, r"MUFU\.EX2.*") == scores
     assert between(waits[-3], waits[-1], r"REDG\..*") == count(loop, r"REDG\..*")
+    assert (count(loop, r"REDG\..*") > 0) == is_wide
 
 
 # ---- What ptxas says -------------------------------------------------------------------------------------------------
