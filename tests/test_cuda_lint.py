@@ -79,8 +79,8 @@ FAULTS = {
     "sums_of_wgmma": (
         "forward_sm90",
         "forward_sm90.cuh",
-        "for (int c = 0; c < kHeadDim / 4; ++c) o",
-        "for (int c = 0; c <= kHeadDim / 4; ++c) o",
+        "for (int c = 0; c < kValueDim / 4; ++c) o",
+        "for (int c = 0; c <= kValueDim / 4; ++c) o",
     ),
     "scores_of_wgmma": (
         "backward_sm90",
