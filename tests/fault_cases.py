@@ -190,7 +190,8 @@ class PaddedRows(Case):
 
     def on_device(self, problem: Problem) -> Problem:
         def part(x: Any) -> Any:
-            wide = numpy.full((*x.shape[:-1], (x.shape[-1] + 15) // 8 * 8), numpy.nan, x.dtype)
+            unit = 16 // x.dtype.itemsize
+            wide = numpy.full((*x.shape[:-1], (x.shape[-1] + 2 * unit - 1) // unit * unit), numpy.nan, x.dtype)
             wide[..., : x.shape[-1]] = x
             return KIND.array(wide).view_by(lambda host: host[..., : x.shape[-1]])
 
@@ -204,6 +205,29 @@ class FarKeys(Case):
     def make(self) -> Problem:
         problem = super().make()
         problem.options |= {"window": (30, 0), "q_offset": numpy.array([1590, 20][: self.shape.N[0]], "i8")}
+        return problem
+
+
+class LastKeys(Case):
+    """With the last keys alone in sight, and scores that only a maximum keeps within float32's exponentials."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.q[...], problem.k[...] = 4, numpy.round(problem.k) / 8 + 4
+        problem.options |= {"scale": 1.0, "window": (5, 0)}
+        return problem
+
+
+class TinyNumbers(Case):
+    """With numbers of q and k so small that scores stay within float32's range with a factor whose product leaves it.
+
+    In units of log2 scale is a power of two: of scores as large as these no bit may be rounded.
+    """
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.q, problem.k = (numpy.sign(x) / 64 for x in (problem.q, problem.k))
+        problem.options["scale"] = 8 * math.log(2)
         return problem
 
 
@@ -408,6 +432,18 @@ def hopper_cases() -> Iterator[Case]:
                     yield case
 
 
+def piece_cases() -> Iterator[Case]:
+    """Of two pieces of keys and more, cheap: the shortest rows, the longest, and pieces for each lane of a warp."""
+    keys = 1536
+    for dtype in ("float16", "bfloat16"):
+        for head_dim in HOPPER_HEAD_DIMS:
+            for names in ((), ("mask_of_keys",)):
+                yield PaddedRows(Shape((1,), 11, keys + 4, 1, 1, head_dim, 1), dtype, names)
+        yield Case(Shape((1,), 11, keys + 4, 1, 1, 16, 256), dtype, ("q_lens", "sinks"))
+    for count in (33, 65, 129, 161):
+        yield LastKeys(Shape((1,), 1, (count - 1) * keys + 9, 1, 1, 8, 8), "float16")
+
+
 FLOAT8: tuple[tuple[type[Case], tuple[str, ...]], ...] = (
     (Case, ()),
     (Case, ("causal", "sinks")),
@@ -421,7 +457,34 @@ FLOAT8: tuple[tuple[type[Case], tuple[str, ...]], ...] = (
 )
 
 
+FLOAT8_HEAD_DIMS = 64, 128, 256
+# Rows, keys, all in one tile or in two pieces, and options.
+FLOAT8_PADDED: tuple[tuple[int, int, tuple[str, ...]], ...] = (
+    (ONE_OVER, 45, ("kv_lens", "q_lens")),
+    (ONE_OVER, 45, ("softcap", "mask", "sinks")),
+    (ONE_OVER, 45, ("bias_wide", "alibi", "dropout", "kv_lens")),
+    (ONE_OVER, 1800, ("kv_lens", "sinks")),
+    (ONE_OVER, 1800, ("mask_of_keys", "window_left")),
+    (FOURS, 1800, ("window_left", "q_lens")),
+    (FOURS, 1800, ("softcap", "kv_lens")),
+)
+
+
 def float8_cases() -> Iterator[Case]:
     for D, Dv in ((64, 64), (48, 32), (128, 128), (112, 80), (256, 256), (208, 144)):
         for make, options in FLOAT8:
             yield make(Shape((2,), 200, 520, 4, 2, D, Dv), "float32", options)
+
+
+def small_float8_cases() -> Iterator[Case]:
+    """In rows that boxes are copied from, but not written to; the last half of them with keys in pieces."""
+    for head_dim in FLOAT8_HEAD_DIMS:
+        for kind, Lk, options in FLOAT8_PADDED:
+            D, Dv = DIMS[head_dim][kind]
+            yield PaddedRows(Shape((2,), 37 if Lk < 64 else 11, Lk, 4, 2, D, Dv), "float32", options)
+
+
+def float8_widths(head_dim: int, left: int, options: tuple[str, ...]) -> Iterator[Case]:
+    """With rows that end in each sixteen columns, with `left` numbers there: threads compare all columns to the end."""
+    for Dv in range(left, head_dim, 16):
+        yield PaddedRows(Shape((2,), 11, 17, 2, 2, head_dim, Dv), "float32", options)

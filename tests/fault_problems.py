@@ -17,15 +17,20 @@ import emulated
 import numpy
 from fault_cases import (
     DTYPES,
+    FLOAT8_HEAD_DIMS,
     KIND,
     MOST_DETERMINISTIC_HOPPER_DIM,
     MOST_TENSOR_DIM,
     SEED,
     SHAPES,
     OtherIntegers,
+    TinyNumbers,
     cases,
     float8_cases,
+    float8_widths,
     hopper_cases,
+    piece_cases,
+    small_float8_cases,
     words,
 )
 from numeric import GRADIENTS, answers, assert_accurate, assert_accurate_lse, run_exact, run_naive
@@ -88,16 +93,27 @@ class ForwardInto(Forward):
         return {"o": emulated.asnumpy(out), "lse": emulated.asnumpy(lse)}
 
 
+FACTORS_BY_NAME = {
+    "": FACTORS,
+    "negative": FACTORS | {"k_scale": -0.7},
+    "zero": FACTORS | {"q_scale": numpy.float32([[0, 1], [-1, 0]])},
+    "large": {"q_scale": 2.0**126},
+    "none": {},
+}
+
+
 @dataclass(frozen=True)
 class Float8(OfCase):
-    """o and lse of q, k and v in float8, with a factor for each head that has keys; o of a type, at odd places."""
+    """o and lse of q, k and v in float8, with a factor for each head that has keys; o of a type, in rows with a gap."""
 
     out: str = ""
+    gap: int = 1
+    factors: str = ""
 
     @cached_property
     def problem(self) -> Problem:
         problem = stored(self.case.make())
-        problem.options |= FACTORS
+        problem.options |= FACTORS_BY_NAME[self.factors]
         return problem
 
     @cached_property
@@ -105,15 +121,33 @@ class Float8(OfCase):
         return getattr(self.case, "on_device", lambda problem: problem.map(KIND.array))(self.problem)
 
     def run(self) -> Outputs:
-        p, out = self.device, None
+        p, out, Dv = self.device, None, self.case.shape.Dv
         if self.out:
-            wide = KIND.array(numpy.full((*p.q.shape[:-1], self.case.shape.Dv + 1), numpy.nan, dtype_of(self.out)))
-            out = wide.view_by(lambda host: host[..., :-1])
+            wide = KIND.array(numpy.full((*p.q.shape[:-1], Dv + self.gap), numpy.nan, dtype_of(self.out)))
+            out = wide.view_by(lambda host: host[..., :Dv])
         o, lse = flash.attention(*p.qkv, **p.options, return_lse=True, out=out)
         return {"o": emulated.asnumpy(o), "lse": emulated.asnumpy(lse)}
 
     def judge(self, outputs: Outputs) -> None:
         check_results(self.problem, outputs["o"], outputs["lse"])
+
+
+@dataclass(frozen=True)
+class Together:
+    """Problems one after the other, as one: there are too many of them for each to be tried by itself."""
+
+    problems: tuple[Any, ...]
+
+    @property
+    def cost(self) -> float:
+        return sum(problem.cost for problem in self.problems)
+
+    def run(self) -> Outputs:
+        return {f"{name} {n}": x for n, problem in enumerate(self.problems) for name, x in problem.run().items()}
+
+    def judge(self, outputs: Outputs) -> None:
+        for n, problem in enumerate(self.problems):
+            problem.judge({name: outputs[f"{name} {n}"] for name in ("o", "lse")})
 
 
 @lru_cache(maxsize=64)
@@ -338,6 +372,25 @@ def of_hopper_case(case: Case) -> Iterator[Any]:
         yield Backward(case, ("q", "v"))
 
 
+def float8_problems() -> Iterator[Any]:
+    """Small ones: in every type of o, in rows of single numbers and of fours, and with factors of every kind."""
+    for case in small_float8_cases():
+        yield Float8(case)
+        if case.shape.Lk > 1000:
+            yield Float8(case, "float32")
+    yield Float8(Case(Shape((1,), 11, 1800, 1, 1, 16, 256), "float32"), "float32", factors="none")
+    for head_dim in FLOAT8_HEAD_DIMS:
+        for options in ((), ("mask_of_keys",)):
+            shape = Shape((2,), 11, 17, 2, 2, head_dim, head_dim)
+            for out in DTYPES:
+                for left in range(1, 5):
+                    yield Together(tuple(Float8(case, out) for case in float8_widths(head_dim, left, options)))
+                yield Float8(Case(shape, "float32", options), out, gap=0)
+            for factors in ("negative", "zero"):
+                yield Float8(Case(shape, "float32", options), factors=factors)
+        yield Float8(TinyNumbers(shape, "float32"), factors="large")
+
+
 def problems() -> Iterator[Any]:
     for case in cases():
         several = case.shape.N != (1,)
@@ -356,6 +409,9 @@ def problems() -> Iterator[Any]:
         if "sinks" in case.options:
             for out in DTYPES:
                 yield Float8(case, out)
+    yield from float8_problems()
+    for case in piece_cases():
+        yield Forward(case)
     long = Case(Shape((2,), 777, 5, 3, 1, 8, 16), "float16", ("sinks", "q_lens"))
     yield FewBlocks(Backward(long, ("sinks",)), 2)
     yield Weights(Case(SHAPES[0]._replace(D=64, Dv=64), "float32", ("causal",)), (69, 0, 3, 3))
