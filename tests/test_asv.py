@@ -221,4 +221,4 @@ def test_the_history_is_strict_json_without_paths():
     for file in files:
         text = file.read_text()
         assert strict(text)["commit_hash"].startswith(file.name.split("-")[0])
-        assert not re.search(r'["\'](/|[A-Z]:\\)|/home/|/tmp/|/root/', text), file
+        assert not re.search(r'["\'](/|[A-Z]:\\)|/\w+/', text), file
