@@ -74,6 +74,27 @@ __device__ __forceinline__ int end_of_keys(const GradientParams &params, const T
   return static_cast<int>(smaller(task.begin + params.tiles.step, params.attention.Lk));
 }
 
+// The tile of keys that a block of threads has, as those who compute see it.
+struct KeysOfTask {
+  Task task;
+  Sequence sequence;
+  int q_len, real;  // keys: what lies behind is the next tile's, or none
+  Band band;        // ends with them
+
+  __device__ __forceinline__ explicit KeysOfTask(const GradientParams &params)
+      : task(task_of<Side::kKeys>(params.tiles, blockIdx.x)),
+        sequence(sequence_of(params.attention, task.b)),
+        q_len(static_cast<int>(sequence.q_len)),
+        real(static_cast<int>(larger(0, smaller(end_of_keys(params, task), sequence.kv_len) - task.begin))),
+        band(band_of(params.attention.window, sequence)) {
+    band.kv_len = task.begin + real;
+  }
+  // Whether the tile of `rows` has keys behind the real ones, loaded with them: 0 times what lies there counts for dq.
+  __device__ __forceinline__ bool is_cut(const Attention &x, int rows) const {
+    return real < rows && task.begin + real < x.Lk;
+  }
+};
+
 // By warp 0, of which one thread, k and v, and for each head that reads them, for each tile of queries q and do; by
 // warp 2 where the queries of each stage lie, their lse2 and delta. Behind the last a step without queries.
 template <class Shared>

@@ -23,7 +23,7 @@ struct OnePassSm90 : BackwardMemory<kHeadDim, kOptions> {
   using Base = BackwardMemory<kHeadDim, kOptions>;
   using Base::kQueries, Base::kTile, Base::start;
   using typename Base::QueryStep, typename Base::QueryTurn;
-  static constexpr int kWarpgroups = kTile.warpgroups();
+  static constexpr int kWarpgroups = kTile.warpgroups(), kDqThreads = kWarpgroups * kWarpgroup + kWarp;
   using Weights = PanelTile<kTile.rows, kQueries>;  // ds: rows of keys, columns of queries
   // A warpgroup computes dq of 64 queries; where there are no more, the part of the head dim that is its own.
   static constexpr bool kSharesHeadDim = kQueries == kWarpgroupRows;
@@ -44,12 +44,56 @@ struct OnePassSm90 : BackwardMemory<kHeadDim, kOptions> {
   __device__ __forceinline__ uint32_t anchor() const { return start + kAnchors + 4 * (threadIdx.x - kWarpgroup); }
 };
 
+// By warp 1: dq of each tile of queries, when it lies in shared memory, is added to the sums in memory.
+template <int kHeadDim, bool kOptions>
+__device__ __forceinline__ void add_dq(const GradientSm90Params &params, const OnePassSm90<kHeadDim, kOptions> &block,
+                                       int lane) {
+  using B = OnePassSm90<kHeadDim, kOptions>;
+  const GradientParams &gradient = params.gradient;
+  const Attention &x = gradient.attention;
+  const Tiles &tiles = gradient.tiles;
+  const Task task = task_of<Side::kKeys>(tiles, blockIdx.x);
+  const Sequence sequence = sequence_of(x, task.b);
+  // Blocks with keys before these that add to the same tile of queries, all of which must have: they started earlier.
+  const auto before = [&](int64_t first_query) {
+    const Interval queries = {first_query, smaller(first_query + B::kQueries, sequence.q_len)};
+    return static_cast<int>(task.begin / tiles.step - keys_of_any(x.window, sequence, queries).begin / tiles.step);
+  };
+  for (;;) {
+    arrive_threads(kDqFree, B::kDqThreads);
+    sync_threads(kDqFull, B::kDqThreads);
+    const typename B::QueryStep &step = block.dq_step();
+    if (step.count == 0) break;
+    const bool takes_turns = params.dq_turns.done != nullptr;
+    int *const turn = params.dq_turns.done + step.head * params.dq_turns.of_head(x.Lq) + step.first[0] / B::kQueries;
+    const int own_turn = takes_turns ? before(step.first[0]) : 0;
+    if (takes_turns) {
+      while (lane == 0 && load_acquire(turn) != own_turn) {
+      }
+      __syncwarp();
+      fence_global_for_async();
+    }
+    if (lane < B::kQueries / kGranule && step.first[lane] >= 0)
+      add_bytes(gradient.dq_sums.data + (int64_t{step.head} * gradient.dq_sums.rows + step.first[lane]) * kHeadDim,
+                block.dq(lane), B::kGranuleBytes);
+    commit_stores();
+    wait_for_stores_to_read();
+    if (takes_turns) {
+      wait_for_stores();
+      fence_global_for_async();
+      __syncwarp();
+      if (lane == 0) store_release(turn, own_turn + 1);
+    }
+  }
+  wait_for_stores();
+}
+
 template <class T, int kHeadDim, bool kOptions, Memory>
 __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads(), 1)
     backward_sm90(const __grid_constant__ GradientSm90Params params) {
   using B = OnePassSm90<kHeadDim, kOptions>;
   constexpr WarpgroupTile kTile = B::kTile;
-  constexpr int kComputing = B::kWarpgroups * kWarpgroup, kDqThreads = kComputing + kWarp;
+  constexpr int kComputing = B::kWarpgroups * kWarpgroup, kDqThreads = B::kDqThreads;
   const B block;
   const Attention &x = params.gradient.attention;
   const Tiles &tiles = params.gradient.tiles;
@@ -63,45 +107,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
 
   if (warpgroup < 0) {
     keep_registers<kTile.loading_registers()>();
-    if (warp == 1) {
-      const GradientParams &gradient = params.gradient;
-      const Task task = task_of<Side::kKeys>(tiles, blockIdx.x);
-      const Sequence sequence = sequence_of(x, task.b);
-      // Blocks with keys before these that add to the same tile of queries, all of which must have: they started earlier.
-      const auto before = [&](int64_t first_query) {
-        const Interval queries = {first_query, smaller(first_query + B::kQueries, sequence.q_len)};
-        return static_cast<int>(task.begin / tiles.step - keys_of_any(x.window, sequence, queries).begin / tiles.step);
-      };
-      for (;;) {
-        arrive_threads(kDqFree, kDqThreads);
-        sync_threads(kDqFull, kDqThreads);
-        const typename B::QueryStep &step = block.dq_step();
-        if (step.count == 0) break;
-        const bool takes_turns = params.dq_turns.done != nullptr;
-        int *const turn =
-            params.dq_turns.done + step.head * params.dq_turns.of_head(x.Lq) + step.first[0] / B::kQueries;
-        const int own_turn = takes_turns ? before(step.first[0]) : 0;
-        if (takes_turns) {
-          while (lane == 0 && load_acquire(turn) != own_turn) {
-          }
-          __syncwarp();
-          fence_global_for_async();
-        }
-        if (lane < B::kQueries / kGranule && step.first[lane] >= 0)
-          add_bytes(gradient.dq_sums.data + (int64_t{step.head} * gradient.dq_sums.rows + step.first[lane]) * kHeadDim,
-                    block.dq(lane), B::kGranuleBytes);
-        commit_stores();
-        wait_for_stores_to_read();
-        if (takes_turns) {
-          wait_for_stores();
-          fence_global_for_async();
-          __syncwarp();
-          if (lane == 0) store_release(turn, own_turn + 1);
-        }
-      }
-      wait_for_stores();
-      return;
-    }
+    if (warp == 1) add_dq(params, block, lane);
     if (warp == 2 || (warp == 0 && lane == 0)) load_backward(params, block, warp, lane);
     return;
   }
@@ -114,13 +120,8 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     if (lane == 0) ring.release(turn);
   };
   typename B::QueryTurn turn;
-  const Task task = task_of<Side::kKeys>(tiles, blockIdx.x);
-  const Sequence sequence = sequence_of(x, task.b);
-  const int q_len = static_cast<int>(sequence.q_len);
-  const int real_keys =
-      static_cast<int>(larger(0, smaller(end_of_keys(params.gradient, task), sequence.kv_len) - task.begin));
-  Band band = band_of(x.window, sequence);
-  band.kv_len = task.begin + real_keys;  // what lies behind is the next tile's, or no key
+  const KeysOfTask keys(params.gradient);
+  const Task &task = keys.task;
   float dk[2][kHeadDim / 4] = {}, dv[2][kHeadDim / 4] = {};
 
   block.own_ring().wait_full({});
@@ -131,8 +132,8 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     fence_shared_for_async();
     sync_threads(kComputeBarrier, kComputing);
   };
-  if (real_keys < kTile.rows && task.begin + real_keys < x.Lk) {  // 0 times what lies there counts for dq
-    clear(block.k(), real_keys);
+  if (keys.is_cut(x, kTile.rows)) {
+    clear(block.k(), keys.real);
     cleared();
   }
   for (;; turn.advance()) {
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     const typename B::QueryStep &step = block.step(turn);
     const int count = uniform(step.count);
     if (count == 0) break;
-    if (count < B::kQueries && q_len < x.Lq) {  // 0 times what lies there counts for dk and dv
+    if (count < B::kQueries && keys.q_len < x.Lq) {  // 0 times what lies there counts for dk and dv
       clear(block.q(turn), count);
       clear(block.dout(turn), count);
       cleared();
@@ -152,19 +153,19 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     commit_products();
     multiply_tiles<T, kHeadDim>(dp, block.v(), first_row, block.dout(turn));
     commit_products();
-    const Head head = head_of<kOptions>(x, sequence, task.b, kOptions ? step.head % x.Hq : 0);
+    const Head head = head_of<kOptions>(x, keys.sequence, task.b, kOptions ? step.head % x.Hq : 0);
     const auto part = part_of<Side::kKeys, 2, kScores, Neighbour::kFourLanesOff>(
         [&](int a) { return task.begin + row_of_warp + fragment_row(lane) + 8 * a; },
         [&](int b) { return step.position(b / 4, b / 2 % 2 * 8 + fragment_column(lane) + b % 2); });
     const bool sees_all =
-        step.least >= 0 && all_see_all(band, step.least, step.most, task.begin, task.begin + kTile.rows - 1);
+        step.least >= 0 && all_see_all(keys.band, step.least, step.most, task.begin, task.begin + kTile.rows - 1);
     const auto column = [&](int b) { return b / 2 * 8 + fragment_column(lane) + b % 2; };
     if constexpr (kOptions) {
       wait_for_products<0>();
       settle(s);
       settle(dp);
       differentiate<kOptions>(
-          x, head, band, part, sees_all,
+          x, head, keys.band, part, sees_all,
           [&](int b) {
             return float2{float_from_bits(load_4_bytes(block.lse2(turn, column(b)))),
                           float_from_bits(load_4_bytes(block.delta(turn, column(b))))};
@@ -173,9 +174,9 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     } else {
       wait_for_products<1>();
       settle(s);
-      apply_rules_in_registers<false>(x, head, band, part, sees_all, s);
+      apply_rules_in_registers<false>(x, head, keys.band, part, sees_all, s);
       exponentiate(x, part, [&](int b) { return load_8_bytes(block.lse2(turn, column(b))); }, s);
-      float sum = 0;  // stored as in forward_sm90.cuh, so that the exponentials stay where they are
+      float sum = 0;  // stored as in forward_compute.cuh, so that the exponentials stay where they are
 #pragma unroll
       for (int b = 0; b < kScores; ++b) sum += s[0][b] + s[1][b];
       store_4_bytes(block.anchor(), float_bits(sum));
@@ -228,7 +229,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
   const auto put = [&](float (&sum)[2][kHeadDim / 4], float factor, typename B::KeyTile tile) {
     float scale[2];
 #pragma unroll
-    for (int a = 0; a < 2; ++a) scale[a] = row_of_warp + fragment_row(lane) + 8 * a < real_keys ? factor : 0;
+    for (int a = 0; a < 2; ++a) scale[a] = row_of_warp + fragment_row(lane) + 8 * a < keys.real ? factor : 0;
     scale_rows(sum, scale);
     put_rows<T>(sum, tile, row_of_warp, [](int b) { return b / 2; });
   };

@@ -79,13 +79,8 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     if (lane == 0) barrier_arrive(barrier);
   };
   typename B::QueryTurn turn;
-  const Task task = task_of<Side::kKeys>(tiles, blockIdx.x);
-  const Sequence sequence = sequence_of(x, task.b);
-  const int q_len = static_cast<int>(sequence.q_len);
-  const int real_keys =
-      static_cast<int>(larger(0, smaller(end_of_keys(params.gradient, task), sequence.kv_len) - task.begin));
-  Band band = band_of(x.window, sequence);
-  band.kv_len = task.begin + real_keys;      // what lies behind is the next tile's, or no key
+  const KeysOfTask keys(params.gradient);
+  const Task &task = keys.task;
   float sum[kPanels][2][B::kKeys / 4] = {};  // dk^T or dv^T, 64 numbers of the head dim after the other
 
   block.own_ring().wait_full({});
@@ -95,8 +90,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     fence_shared_for_async();
     sync_all();
   };
-  if (real_keys < kTile.rows && task.begin + real_keys < x.Lk)  // 0 times what lies there counts for dq
-    clear(block.k(), real_keys);
+  if (keys.is_cut(x, kTile.rows)) clear(block.k(), keys.real);
   for (;; turn.advance()) {
     const typename B::DoutTurn dout_turn = {turn.number};
     const Turn<1> weights_turn = {turn.number};
@@ -104,7 +98,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     const typename B::QueryStep &step = block.step(turn);
     const int count = uniform(step.count);
     if (count == 0) break;
-    const bool is_cut = count < B::kQueries && q_len < x.Lq;  // 0 times what lies there counts for dk and dv
+    const bool is_cut = count < B::kQueries && keys.q_len < x.Lq;  // 0 times what lies there counts for dk and dv
     if (is_cut) clear(block.q(turn), count);
     float s[2][kScores], dp[2][kScores];
     begin_products();
@@ -116,13 +110,13 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     multiply_tiles<T, kHeadDim>(dp, block.dout(dout_turn), 0, block.v(), first_key);
     commit_products();
 
-    const Head head = head_of<kOptions>(x, sequence, task.b, kOptions ? step.head % x.Hq : 0);
+    const Head head = head_of<kOptions>(x, keys.sequence, task.b, kOptions ? step.head % x.Hq : 0);
     const int first_row = step.first[granule] + fragment_row(lane);
     const auto part = part_of<Side::kQueries, 2, kScores, Neighbour::kFourLanesOff>(
         [&](int a) { return first_row + 8 * a; },
         [&](int b) { return task.begin + first_key + b / 2 * 8 + fragment_column(lane) + b % 2; });
     const bool sees_all =
-        step.least >= 0 && all_see_all(band, step.least, step.most, task.begin, task.begin + kTile.rows - 1);
+        step.least >= 0 && all_see_all(keys.band, step.least, step.most, task.begin, task.begin + kTile.rows - 1);
     const int row = granule * kGranule + fragment_row(here(lane));
     const auto lse2 = [&](int a) { return float_from_bits(load_4_bytes(block.lse2(turn, row + 8 * a))); };
     const auto delta = [&](int a) { return float_from_bits(load_4_bytes(block.delta(turn, row + 8 * a))); };
@@ -134,13 +128,14 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
       wait_for_products<0>();
       settle(s);
       settle(dp);
-      differentiate<kOptions>(x, head, band, part, sees_all, [&](int a) { return float2{lse2(a), delta(a)}; }, s, dp);
+      differentiate<kOptions>(
+          x, head, keys.band, part, sees_all, [&](int a) { return float2{lse2(a), delta(a)}; }, s, dp);
       block.weights_ring().wait_free(weights_turn);
       put(s, block.p());
     } else {
       wait_for_products<1>();
       settle(s);
-      apply_rules_in_registers<false>(x, head, band, part, sees_all, s);
+      apply_rules_in_registers<false>(x, head, keys.band, part, sees_all, s);
       const float lse2_of[] = {lse2(0), lse2(1)};
       exponentiate(x, part, [&](int a) { return float2{lse2_of[a], lse2_of[a]}; }, s);
       block.weights_ring().wait_free(weights_turn);
@@ -207,7 +202,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
 #pragma unroll
       for (int b = 0; b < B::kKeys / 4; ++b)
         sum[panel][a][b] =
-            same.begin + b / 2 * 8 + fragment_column(lane) + b % 2 < band.kv_len ? sum[panel][a][b] * scale : 0;
+            same.begin + b / 2 * 8 + fragment_column(lane) + b % 2 < keys.band.kv_len ? sum[panel][a][b] * scale : 0;
     put_columns<T>(sum[panel], tile, panel * kPanel + granule * kMmaRows);
   }
   fence_shared_for_async();

@@ -200,7 +200,7 @@ FLASH_INLINE constexpr WarpgroupTile forward_sm90_tile(int head_dim, int value_d
 // mask's blocks. Results of a piece, in float32, are then at most a twelfth of the keys and values they come from.
 constexpr int kMostQueriesOfPieces = 64, kPieceKeys = 1536;
 constexpr int kForwardStages = 2;
-// Of each tile of keys where it lies, at most 16 words; barriers; a word for each thread (forward_sm90.cuh).
+// Of each tile of keys where it lies, at most 16 words; barriers; a word for each thread (forward_compute.cuh).
 constexpr int kStepBytes = 64, kBarrierBytes = 128;
 FLASH_INLINE constexpr int forward_sm90_shared_bytes(int head_dim, int value_dim, bool has_options) {
   const WarpgroupTile tile = forward_sm90_tile(head_dim, value_dim, has_options);

@@ -10,39 +10,102 @@
 //                                                             O = alpha O
 //                                                           O += p v;  o = O / l;  lse = m + ln l
 //
-// Tiles of k and of v go through rings of two. Warpgroups take turns to start their products (kTurn), so that the
-// softmax of one runs beside the products of another. Tiles of keys are gathered from the block mask (work.cuh). A block
-// of threads stays and takes one tile of queries after the other. Where there are few queries, heads that share keys
-// share a tile, and keys are split into pieces, whose results another kernel merges: pieces of a size that depends on no
-// other row, so that neither do the bits. Launched by src/cuda_calls.cpp through instances.def.
+// Tiles of k and of v go through rings of two, gathered from the block mask (work.cuh); the loop over them is that of
+// forward_compute.cuh. A block of threads stays and takes one tile of queries after the other. Where there are few
+// queries, heads that share keys share a tile, and keys are split into pieces, whose results another kernel merges: pieces
+// of a size that depends on no other row, so that neither do the bits. Launched by src/cuda_calls.cpp through
+// instances.def.
 #pragma once
-#include "forward_loads.cuh"
-#include "softmax.cuh"
+#include "forward_compute.cuh"
 
 namespace flash {
 
-// kValueDim: of v and o.
+// What a block of threads has in shared memory, kValueDim numbers of v and o; and the anchors of the threads that compute.
+template <int kHeadDim, int kValueDim, bool kOptions>
+struct ForwardSm90Memory
+    : ForwardMemory<forward_sm90_tile(kHeadDim, kValueDim, kOptions).rows,
+                    forward_sm90_tile(kHeadDim, kValueDim, kOptions).columns, kHeadDim, kValueDim, 2> {
+  static constexpr WarpgroupTile kTile = forward_sm90_tile(kHeadDim, kValueDim, kOptions);
+  using Base = ForwardMemory<kTile.rows, kTile.columns, kHeadDim, kValueDim, 2>;
+  static_assert(sizeof(typename Base::KeyStep) <= kStepBytes);
+
+  __device__ __forceinline__ ForwardSm90Memory() : Base(panel_memory(), 0, kStepBytes) {}
+  __device__ __forceinline__ uint32_t anchor() const { return this->end() + 4 * (threadIdx.x - kWarpgroup); }
+};
+
+// What `attend` multiplies: 16-bit numbers, v as it lies.
+template <class T, int kHeadDim, int kValueDim, bool kOptions>
+struct SixteenBitProducts {
+  using Shared = ForwardSm90Memory<kHeadDim, kValueDim, kOptions>;
+  using KeyTurn = typename Shared::KeyTurn;
+  static constexpr int kColumns = Shared::kTile.columns, kScores = kColumns / 4;
+  const Shared &shared;
+  int first_row;
+  bool may_be_cut;  // keys behind the last real one are loaded, too
+
+  __device__ __forceinline__ auto v_ring() const { return shared.v_ring; }
+  __device__ __forceinline__ void start_scores(float (&s)[2][kScores], KeyTurn turn) const {
+    multiply_tiles<T, kHeadDim>(s, shared.q(), first_row, shared.k(turn));
+  }
+  __device__ __forceinline__ auto pack(const float (&s)[2][kScores]) const { return packed<T>(s); }
+  __device__ __forceinline__ void start_o(float (&o)[2][kValueDim / 4], const WeightsInRegisters<2, kScores> &p,
+                                          KeyTurn turn) const {
+    add_weighted_rows<T, kValueDim, kColumns>(o, p, shared.v(turn));
+  }
+  __device__ __forceinline__ void scale(float (&)[2][kScores]) const {}
+  __device__ __forceinline__ void hide_rest(int count, KeyTurn turn) const {
+    if (count == kColumns || !may_be_cut) return;  // v may have anything there, even NaN: 0 times it counts
+    constexpr int kWarpgroups = Shared::kTile.warpgroups(), kThreads = kWarpgroups * kWarpgroup;
+    clear_rows(shared.v(turn), count, static_cast<int>(threadIdx.x) - kWarpgroup, kThreads);
+    fence_shared_for_async();
+    sync_threads(ComputingThread<kWarpgroups>::kMoreBarriers, kThreads);
+  }
+};
+
+// O's rows, which are o by now, leave by way of q's place: by boxes, or where o's layout has no map in units of 16 bytes.
+template <class T, int kValueDim, class Queries, class QTile>
+__device__ __forceinline__ void send_o(const ForwardSm90Params &params, const Queries &queries,
+                                       const float (&o)[2][kValueDim / 4], QTile by_way_of) {
+  const auto &me = queries.me;
+  const Task &task = queries.task;
+  put_rows<T>(o, by_way_of, me.first_row + me.thread / kWarp * kMmaRows, [](int c) { return c / 2; });
+  fence_shared_for_async();  // for the boxes of o, or of the next q
+  me.sync_warpgroup();
+  const int begin = task.begin + me.first_row, end = queries.tasks.end_of(task), log2_heads = queries.log2_heads;
+  if (params.has_o_map) {
+    if (me.thread != 0 || begin >= end) return;
+#pragma unroll 1
+    for (int panel = 0; panel < PanelTile<kWarpgroupRows, kValueDim>::kPanels; ++panel)
+      store_rows_of_heads(&params.o, by_way_of.at(me.first_row, 8 * panel), panel * kPanel, begin >> log2_heads,
+                          task.head, static_cast<int>(task.b));
+    commit_stores();
+    wait_for_stores_to_read();
+  } else {
+#pragma unroll 1
+    for (int n = 0; n < 1 << log2_heads; ++n)
+      send_rows<kWarpgroupRows, kWarpgroup>(by_way_of, me.first_row, me.thread, params.forward.o, task.b,
+                                            queries.first_head + n, queries.x.Dv, [&](int row) {
+                                              const int at = task.begin + row;
+                                              const bool is_of_head = (at & ((1 << log2_heads) - 1)) == n;
+                                              return is_of_head && at < end ? at >> log2_heads : -1;
+                                            });
+    me.sync_warpgroup();
+  }
+}
+
 template <class T, int kHeadDim, int kValueDim, bool kOptions>
 __device__ __forceinline__ void forward_tiles(const ForwardSm90Params &params) {
-  constexpr WarpgroupTile kTile = forward_sm90_tile(kHeadDim, kValueDim, kOptions);
-  constexpr int kWarpgroups = kTile.warpgroups(), kColumns = kTile.columns;
-  using Shared = ForwardMemory<kTile.rows, kColumns, kHeadDim, kValueDim, 2>;
-  using QTile = typename Shared::QTile;
-  using KeyTurn = typename Shared::KeyTurn;
-  static_assert(sizeof(typename Shared::KeyStep) <= kStepBytes);
-  const Shared shared(panel_memory(), 0, kStepBytes);
-  const QTile q_tile = shared.q();
-  const auto &q_ring = shared.q_ring;
-  const auto &k_ring = shared.k_ring, &v_ring = shared.v_ring;
-
+  using Shared = ForwardSm90Memory<kHeadDim, kValueDim, kOptions>;
+  constexpr WarpgroupTile kTile = Shared::kTile;
+  constexpr int kWarpgroups = kTile.warpgroups();
+  const Shared shared;
   const Attention &x = params.forward.attention;
   const ForwardTasks tasks = {params};
-  const int log2_heads = params.log2_heads;
   const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kWarpgroup) - 1;  // -1 loads
   if (threadIdx.x == 0) {
-    q_ring.init(1, kWarpgroups);
-    k_ring.init(1, 4 * kWarpgroups);
-    v_ring.init(1, 4 * kWarpgroups);
+    shared.q_ring.init(1, kWarpgroups);
+    shared.k_ring.init(1, 4 * kWarpgroups);
+    shared.v_ring.init(1, 4 * kWarpgroups);
     fence_barrier_init();
   }
   __syncthreads();
@@ -54,169 +117,33 @@ __device__ __forceinline__ void forward_tiles(const ForwardSm90Params &params) {
   }
 
   take_registers<kTile.computing_registers()>();
-  constexpr int kScores = kColumns / 4;
-  const int first_row = warpgroup * kWarpgroupRows, thread = static_cast<int>(threadIdx.x) % kWarpgroup,
-            lane = thread % kWarp, row_of_thread = first_row + thread / kWarp * kMmaRows + fragment_row(lane);
-  // Barriers of the block: one for each warpgroup's turn, one for its own threads, one for all that compute.
-  constexpr int kTurnBarrier = 1, kOwnBarrier = kTurnBarrier + kWarpgroups, kComputeBarrier = kOwnBarrier + kWarpgroups;
-  const auto wait_for_turn = [&] { sync_threads(kTurnBarrier + warpgroup, 2 * kWarpgroup); };
-  const auto pass_turn = [&] { arrive_threads(kTurnBarrier + (warpgroup + 1) % kWarpgroups, 2 * kWarpgroup); };
-  const auto release = [&](const auto &ring, auto turn) {
-    __syncwarp();
-    if (lane == 0) ring.release(turn);
-  };
-  if (warpgroup == kWarpgroups - 1) pass_turn();  // the first one's first turn
-
-  // ptxas would move the exponentials behind the wait for p v, to where their results are needed, and leave the tensor
-  // cores alone with it. It doesn't move them past a store that needs their sum.
-  const uint32_t anchor = shared.end() + 4 * (threadIdx.x - kWarpgroup);
-
+  const ComputingThread<kWarpgroups> me(warpgroup);
+  const uint32_t anchor = shared.anchor();
+  me.start_turns();
   Turn<1> q_turn;
-  KeyTurn k_turn, v_turn;
+  typename Shared::KeyTurn k_turn, v_turn;
   for (int64_t index, round = 0; (index = task_in_round(round, blockIdx.x, gridDim.x)) < tasks.count(); ++round) {
-    const Task task = tasks.at(index);
-    const int first_head = task.head << log2_heads;
-    const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, first_head);
-    const Band band = band_of(x.window, head.sequence);
-    const auto query_of = [&](int a) { return (task.begin + row_of_thread + 8 * a) >> log2_heads; };
-
+    const QueriesOfTask<kOptions, kWarpgroups> queries(tasks, index, me);
+    const SixteenBitProducts<T, kHeadDim, kValueDim, kOptions> products = {shared, me.first_row,
+                                                                           queries.head.sequence.kv_len < x.Lk};
     RowSums<2, 4> sums;
     float o[2][kValueDim / 4] = {};
-    float s[2][kScores];
-    WeightsInRegisters<2, kScores> p;
-    const auto start_scores = [&] { multiply_tiles<T, kHeadDim>(s, q_tile, first_row, shared.k(k_turn)); };
-    const auto start_o = [&] { add_weighted_rows<T, kValueDim, kColumns>(o, p, shared.v(v_turn)); };
-    // What is left to do with scores that are there, up to the exponentials; gives the tile of keys back.
-    const auto finish_scores = [&](float (&alpha)[2]) {
-      const auto &step = shared.steps[k_turn.stage()];
-      const int begin = task.begin + first_row;
-      const bool sees_all =
-          all_see_all(band, begin >> log2_heads, (begin + kWarpgroupRows - 1) >> log2_heads, step.least, step.most);
-      const auto part = part_of<Side::kQueries, 2, kScores, Neighbour::kFourLanesOff>(
-          query_of, [&](int b) { return step.first[b / 4] + b / 2 % 2 * 8 + fragment_column(lane) + b % 2; });
-      apply_rules_in_registers<kOptions>(x, head, band, part, sees_all, s);
-      if (!kOptions) release(k_ring, k_turn);
-      sums.add(s, x.log2_scale, alpha);
-      if (kOptions && x.keep_threshold != 0) {
-        const auto kept = kept_pairs(x, head, part);
-#pragma unroll
-        for (int n = 0; n < 2 * kScores; ++n)
-          if ((kept >> n & 1) == 0) s[n / kScores][n % kScores] = 0;
-      }
-      if (kOptions) release(k_ring, k_turn);  // the step has been read
-      k_turn.advance();
-    };
+    shared.q_ring.wait_full(q_turn);
+    attend<kOptions>(products, queries, x.log2_scale, anchor, sums, o, k_turn, v_turn);
 
-    q_ring.wait_full(q_turn);
-    k_ring.wait_full(k_turn);
-    int count = uniform(shared.steps[k_turn.stage()].count);
-    if (count > 0) {
-      wait_for_turn();
-      begin_products();
-      start_scores();
-      commit_products();
-      wait_for_products<0>();
-      settle(s);
-      pass_turn();
-      float alpha[2];
-      finish_scores(alpha);
-      p = packed<T>(s);
-      k_ring.wait_full(k_turn);
-      for (int next; (next = uniform(shared.steps[k_turn.stage()].count)) > 0; count = next) {
-        wait_for_turn();
-        begin_products();
-        start_scores();
-        commit_products();
-        v_ring.wait_full(v_turn);
-        begin_products();
-        start_o();
-        commit_products();
-        pass_turn();
-        wait_for_products<1>();
-        settle(s);
-        finish_scores(alpha);
-        store_4_bytes(anchor, float_bits(sums.sum[0] + sums.sum[1]));
-        wait_for_products<0>();
-        settle(o);
-        release(v_ring, v_turn);
-        v_turn.advance();
-#pragma unroll
-        for (int a = 0; a < 2; ++a)
-#pragma unroll
-          for (int c = 0; c < kValueDim / 4; ++c) o[a][c] *= alpha[a];
-        p = packed<T>(s);
-        k_ring.wait_full(k_turn);
-      }
-      v_ring.wait_full(v_turn);
-      if (count < kColumns && head.sequence.kv_len < x.Lk) {  // v may have anything there, even NaN: 0 times it counts
-        clear_rows(shared.v(v_turn), count, static_cast<int>(threadIdx.x) - kWarpgroup, kWarpgroups * kWarpgroup);
-        fence_shared_for_async();
-        sync_threads(kComputeBarrier, kWarpgroups * kWarpgroup);
-      }
-      begin_products();
-      start_o();
-      commit_products();
-      wait_for_products<0>();
-      settle(o);
-      release(v_ring, v_turn);
-      v_turn.advance();
-    }
-    release(k_ring, k_turn);
-    k_turn.advance();
-
-    const auto head_of_row = [&](int a) {
-      return first_head + ((task.begin + row_of_thread + 8 * a) & ((1 << log2_heads) - 1));
-    };
-    const auto finish = [&](const LseView &lse, auto sink, float (&scale)[2]) {
-      const int end = ((tasks.end_of(task) - 1) >> log2_heads) + 1;
-      finish_rows(x, lse, sums, task.b, head_of_row, head.sequence.q_len, end, query_of, sink, scale);
-      scale_rows(o, scale);
-    };
     float scale[2];
-    if (params.pieces.count > 1) {  // without the sink, which is in no piece
-      const int64_t of_all = tasks.piece(index) * x.B * x.Hq * x.Lq;
-      finish({params.pieces.lse + of_all, int64_t{x.Hq} * x.Lq, x.Lq, 1}, [](int) { return -infinity(); }, scale);
-#pragma unroll
-      for (int a = 0; a < 2; ++a) {
-        if (task.begin + row_of_thread + 8 * a >= tasks.end_of(task)) continue;
-        float *const row = params.pieces.o + (of_all + (task.b * x.Hq + head_of_row(a)) * x.Lq + query_of(a)) * x.Dv;
-#pragma unroll
-        for (int c = 0; c < kValueDim / 4; ++c) {
-          const int column = c / 2 * 8 + fragment_column(lane) + c % 2;
-          if (column < x.Dv) row[column] = o[a][c];
-        }
-      }
-      sync_threads(kOwnBarrier + warpgroup, kWarpgroup);  // all of it has read q
-      if (thread == 0) q_ring.release(q_turn);
-      q_turn.advance();
-      continue;
-    }
-    finish(params.forward.lse, [&](int a) { return sink_of(x, head_of_row(a)); }, scale);
-    put_rows<T>(o, q_tile, first_row + thread / kWarp * kMmaRows, [](int c) { return c / 2; });
-    fence_shared_for_async();  // for the boxes of o, or of the next q
-    sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
-    const auto batch = static_cast<int>(task.b);
-    if (params.has_o_map) {
-      if (thread == 0 && task.begin + first_row < tasks.end_of(task)) {
-#pragma unroll 1
-        for (int panel = 0; panel < Shared::ValueTile::kPanels; ++panel)
-          store_rows_of_heads(&params.o, q_tile.at(first_row, 8 * panel), panel * kPanel,
-                              (task.begin + first_row) >> log2_heads, task.head, batch);
-        commit_stores();
-        wait_for_stores_to_read();
-      }
+    if (params.pieces.count > 1) {
+      const int64_t piece = tasks.piece(index);
+      queries.finish(sums, lse_of_piece(params, piece), [](int) { return -infinity(); }, scale);
+      scale_rows(o, scale);
+      store_rows(o, o_of_piece(params, piece), queries);
+      me.sync_warpgroup();  // all of it has read q
     } else {
-#pragma unroll 1
-      for (int n = 0; n < 1 << log2_heads; ++n)
-        send_rows<kWarpgroupRows, kWarpgroup>(q_tile, first_row, thread, params.forward.o, task.b, first_head + n, x.Dv,
-                                              [&](int row) {
-                                                const int at = task.begin + row;
-                                                const bool is_of_head = (at & ((1 << log2_heads) - 1)) == n;
-                                                return is_of_head && at < tasks.end_of(task) ? at >> log2_heads : -1;
-                                              });
-      sync_threads(kOwnBarrier + warpgroup, kWarpgroup);
+      queries.finish(sums, params.forward.lse, [&](int h) { return sink_of(x, h); }, scale);
+      scale_rows(o, scale);
+      send_o<T, kValueDim>(params, queries, o, shared.q());
     }
-    if (thread == 0) q_ring.release(q_turn);
+    if (me.thread == 0) shared.q_ring.release(q_turn);
     q_turn.advance();
   }
   wait_for_stores();

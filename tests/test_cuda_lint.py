@@ -78,9 +78,9 @@ FAULTS = {
     "sums": (ANY, "forward_any.cuh", "for (int a = 0; a < kRows; ++a) {", "for (int a = 0; a <= kRows; ++a) {"),
     "sums_of_wgmma": (
         "forward_sm90",
-        "forward_sm90.cuh",
-        "for (int c = 0; c < kValueDim / 4; ++c) o",
-        "for (int c = 0; c <= kValueDim / 4; ++c) o",
+        "forward_compute.cuh",
+        "for (int c = 0; c < kValues; ++c) o",
+        "for (int c = 0; c <= kValues; ++c) o",
     ),
     "scores_of_wgmma": (
         "backward_sm90",
