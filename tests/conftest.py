@@ -1,12 +1,10 @@
-"""Fixtures: `kind`, every kind of arrays that flash takes, `backend`, one kind for each place where it computes, and
-what builds the emulator's programs. What computes on the emulated device gets the mark `emulated`.
+"""Fixtures: `kind`, every kind of arrays that flash takes, and `backend`, one kind for each place where it computes.
+
+What computes on the emulated device gets the mark `emulated`.
 """
 
-import importlib.util
 import json
 import os
-import shutil
-import subprocess
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -84,34 +82,3 @@ def kind(request):
 def backend(request):
     """NumPy for the CPU, and for CUDA what can run here: CuPy, or its stand-in on the emulator."""
     return request.param
-
-
-def cutlass_sources():
-    """The folder of CUTLASS's include/ and examples/ in the wheel nvidia-cutlass; None without it."""
-    spec = importlib.util.find_spec("cutlass_library")
-    return spec and Path(spec.submodule_search_locations[0]) / "source"
-
-
-@pytest.fixture(scope="session")
-def cutlass():
-    """The same; skips without it."""
-    return cutlass_sources() or pytest.skip("CUTLASS is not installed: pip install --no-deps nvidia-cutlass")
-
-
-@pytest.fixture(scope="session")
-def build_emulator(tmp_path_factory):
-    """build_emulator(target) builds a target of tests/emulator and returns the build folder, the same for all."""
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is not installed")
-    folder = tmp_path_factory.mktemp("emulator")
-    source = Path(__file__).parent / "emulator"
-    configure = ["cmake", "-S", source, "-B", folder, f"-DEMULATOR_CUTLASS={cutlass_sources() or ''}"]
-    subprocess.run(configure, check=True, capture_output=True)
-
-    def build(target):
-        command = ["cmake", "--build", folder, "--parallel", str(os.cpu_count()), "--target", target]
-        built = subprocess.run(command, capture_output=True, text=True)
-        assert built.returncode == 0, built.stdout + built.stderr
-        return folder
-
-    return build

@@ -1,5 +1,5 @@
-"""libflash_emulated.so, the library whose CUDA kernels run on the CPU, and programs beside it: built when a test first
-asks for them.
+"""libflash_emulated.so, the library whose CUDA kernels run on the CPU, and programs beside it, the emulator's own tests
+among them: built when a test first asks for them.
 
 It is built in a folder of its own, which is kept: a later session compiles what has changed. Its kernels are compiled
 there too, since pip's build folder needn't be there and may be old; who knows better names that one, or another build
@@ -12,6 +12,7 @@ As a program it sees to the kernels and prints their build folder, or nothing wh
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -32,14 +33,15 @@ def path() -> Path:
 
 
 @cache
-def built(target: str) -> Path:
-    """The folder in which a target of tests/emulator is then up to date."""
+def built(target: str, has_kernels: bool = True) -> Path:
+    """The folder in which a target of tests/emulator is then up to date; has_kernels: it takes nvcc."""
     if shutil.which("cmake") is None:
-        pytest.skip("cmake is not installed, so there is no emulated library")
+        pytest.skip("cmake is not installed, so there is no emulator")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "lock", "w") as lock:  # held by one process of pytest-xdist at a time
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _configure()
+        if not _configure() and has_kernels:
+            pytest.skip("there is no nvcc, so no CUDA kernels to emulate")
         done = _cmake("--build", FOLDER, "--target", target, "--parallel", str(os.cpu_count()))
         assert done.returncode == 0, _end(done)
     return FOLDER / "tests" / "emulator"
@@ -51,27 +53,36 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "FLASH_LIBRARY": str(path()), "EMULATOR_DEVICES": "90,86,80", **one_thread, **more}
 
 
-def _configure() -> None:
+def cutlass() -> Path | None:
+    """The folder of CUTLASS's include/ and examples/ in the wheel nvidia-cutlass; None without it."""
+    spec = importlib.util.find_spec("cutlass_library")
+    return Path(spec.submodule_search_locations[0]) / "source" if spec and spec.submodule_search_locations else None
+
+
+def _configure() -> bool:
+    """Whether there is an nvcc; else only what takes none can be built."""
     # PTX is all that the emulator reads, and machine code takes longer to make; test_emulated.py compares the PTX.
     configure = [
         "-S",
         ROOT,
         "-B",
         FOLDER,
-        "-DFLASH_CUDA=ON",
         "-DFLASH_EMULATOR=ON",
         "-DFLASH_CUDA_CODE=compute_80",
         "-DFLASH_CUDA_CODE_90A=compute_90a",
         f"-DFLASH_CUDA_KERNELS={KERNELS if KERNELS != FOLDER else ''}",
+        f"-DEMULATOR_CUTLASS={cutlass() or ''}",
     ]
     if shutil.which("ninja") is not None and not (FOLDER / "Makefile").exists():
         configure += ["-G", "Ninja"]
-    done = _cmake(*configure)
+    done = _cmake(*configure, "-DFLASH_CUDA=ON")
     if done.returncode != 0:  # what an earlier session found may be gone
-        done = _cmake("--fresh", *configure)
-    if done.returncode != 0 and "but there is no nvcc" in " ".join(done.stderr.split()):
-        pytest.skip("there is no nvcc, so no CUDA kernels to emulate")
+        done = _cmake("--fresh", *configure, "-DFLASH_CUDA=ON")
+    has_nvcc = "but there is no nvcc" not in " ".join(done.stderr.split())
+    if not has_nvcc:
+        done = _cmake(*configure, "-DFLASH_CUDA=OFF")
     assert done.returncode == 0, _end(done)
+    return has_nvcc
 
 
 def _cmake(*arguments: object) -> subprocess.CompletedProcess[str]:

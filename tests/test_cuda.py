@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from kinds import CuPy, Emulated
-from test_arrays import Producer
+from producers import Producer
 
 import flash
 from flash._lib import check, lib
@@ -479,7 +479,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import flash
-from test_arrays import Producer
+from producers import Producer
 
 x = np.ones((3, 1, 4), np.float32)
 gpu = Producer(x, device=(2, int(sys.argv[2])))

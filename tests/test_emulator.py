@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
+import emulated_library
 import pytest
 
 
 @pytest.mark.slow
-def test_the_emulators_own_tests_pass(build_emulator: Callable[[str], Path]) -> None:
-    folder = build_emulator("emulator_tests")
-    run = subprocess.run([folder / "emulator_tests"], capture_output=True, text=True)
+def test_the_emulators_own_tests_pass() -> None:
+    program = emulated_library.built("emulator_tests", has_kernels=False) / "emulator_tests"
+    run = subprocess.run([program], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     passed, failed = (int(word) for word in run.stdout.splitlines()[-1].split() if word.isdigit())
     assert passed > 0 and failed == 0

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
+import emulated_library
 import pytest
 
 
 @pytest.fixture(scope="module")
-def programs(cutlass: Path, build_emulator: Callable[[str], Path]) -> Path:
-    folder = build_emulator("emulator_cutlass")
-    if "EMULATOR_HAS_NVCC:INTERNAL=TRUE" not in (folder / "CMakeCache.txt").read_text():
-        pytest.skip("there is no nvcc to compile CUTLASS's kernels")
-    return folder
+def programs() -> Path:
+    if emulated_library.cutlass() is None:
+        pytest.skip("CUTLASS is not installed: pip install --no-deps nvidia-cutlass")
+    return emulated_library.built("emulator_cutlass")
 
 
 @pytest.mark.slow

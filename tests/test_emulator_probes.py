@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import emulated_library
 import numpy as np
 import probes
 import pytest
@@ -25,11 +26,8 @@ DESCRIPTORS = {f"wgmma_{matrix}_{order}_major" for matrix in "ab" for order in (
 
 
 @pytest.fixture(scope="module")
-def program(build_emulator: Callable[[str], Path]) -> Path:
-    folder = build_emulator("emulator_probes")
-    if "EMULATOR_HAS_NVCC:INTERNAL=TRUE" not in (folder / "CMakeCache.txt").read_text():
-        pytest.skip("there is no nvcc to compile the probes")
-    return folder / "probes"
+def program() -> Path:
+    return emulated_library.built("emulator_probes") / "probes"
 
 
 def run(program: Path, folder: Path, table: str, inputs: Path | None = None, races: str = "0") -> Path:

@@ -42,9 +42,7 @@ class FunctionMode(TorchFunctionMode):
         super().__init__()
         self.seen = []
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.seen.append(function)
-        return function(*args, **(kwargs or {}))
+    __torch_function__ = DispatchMode.__torch_dispatch__
 
 
 class Subclass(torch.Tensor):
