@@ -233,8 +233,8 @@ __device__ __forceinline__ void store_rows(const float (&from)[2][kColumns], con
 // sink, which is in no piece.
 __device__ __forceinline__ Rows o_of_piece(const ForwardSm90Params &params, int64_t piece) {
   const Attention &x = params.forward.attention;
-  const int64_t of_head = int64_t{x.Lq} * x.Dv, of_batch = x.Hq * of_head;
-  return {{params.pieces.o + piece * x.B * of_batch, of_batch, x.Dv, of_head}, DType::kFloat32, x.Dv % 4 == 0 ? 4 : 1};
+  const int64_t row = KeyPieces::row(x.Dv), of_head = x.Lq * row, of_batch = x.Hq * of_head;
+  return {{params.pieces.o + piece * x.B * of_batch, of_batch, row, of_head}, DType::kFloat32, KeyPieces::kGroup};
 }
 __device__ __forceinline__ LseView lse_of_piece(const ForwardSm90Params &params, int64_t piece) {
   const Attention &x = params.forward.attention;

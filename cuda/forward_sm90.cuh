@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kPlainThreads, 1) forward_pieces_sm90(const __
 #pragma unroll
       for (int n = 0; n < kMostColumns; ++n)
         if (lane + n * kWarp < x.Dv)
-          o[n] = fmaf(weight, pieces.o[(piece * rows + row) * x.Dv + lane + n * kWarp], o[n]);
+          o[n] = fmaf(weight, pieces.o[(piece * rows + row) * KeyPieces::row(x.Dv) + lane + n * kWarp], o[n]);
     }
     const float factor = total == 0 ? 0 : 1 / total;
     const int64_t start = b * params.o.view.batch + h * params.o.view.head + i * params.o.view.row;

@@ -69,11 +69,14 @@ struct ForwardParams {
 };
 
 // Where there are few queries, keys are split into pieces that different blocks of threads take: results of each piece
-// for all queries, (count, B, Hq, Lq, Dv) and (count, B, Hq, Lq), to be merged by another kernel.
+// for all queries, (count, B, Hq, Lq, row(Dv)) and (count, B, Hq, Lq), to be merged by another kernel.
 struct KeyPieces {
   int64_t count;  // 1: no pieces
   int keys;       // of a piece
   float *o, *lse;
+  // Rows of o consist of groups that are stored at once.
+  static constexpr int kGroup = 4;
+  static FLASH_INLINE int64_t row(int64_t Dv) { return round_up(Dv, kGroup); }
 };
 
 // The same for Hopper, whose copies take maps of the tensors. Rows of a tile are 2^log2_heads heads of a query, which

@@ -352,7 +352,7 @@ CudaForwardMemory place_cuda_forward(char *base, const Problem &problem, const C
   const int64_t count = ceil_div(problem.Lk, keys), rows = count * problem.B * problem.Hq * problem.Lq;
   if (count < 2) return memory;
   memory.pieces = {count, keys, nullptr, nullptr};
-  memory.pieces.o = take(base, &memory.bytes, rows * problem.Dv);
+  memory.pieces.o = take(base, &memory.bytes, rows * KeyPieces::row(problem.Dv));
   memory.pieces.lse = take(base, &memory.bytes, rows);
   return memory;
 }

@@ -139,8 +139,8 @@ class Requests {
 
   Traffic forward(const KernelLaunch &launch) const {
     const Walk w = walk(launch, true, forward_tiles(launch), plan_.block_k);
-    const double written = pieces() > 1 ? pieces() * rows_ * kFloat * (Dv_ + 1) : o_and_lse();
-    return {size_ * (w.own * pieces() * D_ + w.met * (D_ + Dv_)) + scores_, written};
+    const double of_pieces = pieces() * rows_ * kFloat * (static_cast<double>(KeyPieces::row(x_.Dv)) + 1);
+    return {size_ * (w.own * pieces() * D_ + w.met * (D_ + Dv_)) + scores_, pieces() > 1 ? of_pieces : o_and_lse()};
   }
 
   Traffic one_pass(const KernelLaunch &launch) const {

@@ -433,12 +433,14 @@ def hopper_cases() -> Iterator[Case]:
 
 
 def piece_cases() -> Iterator[Case]:
-    """Of two pieces of keys and more, cheap: the shortest rows, the longest, and pieces for each lane of a warp."""
+    """Of two pieces of keys and more, cheap: the shortest rows, the longest and those that end between the last columns
+    that threads compare, and pieces for each lane of a warp."""
     keys = 1536
     for dtype in ("float16", "bfloat16"):
         for head_dim in HOPPER_HEAD_DIMS:
             for names in ((), ("mask_of_keys",)):
                 yield PaddedRows(Shape((1,), 11, keys + 4, 1, 1, head_dim, 1), dtype, names)
+                yield Case(Shape((1,), 11, keys + 4, 1, 1, head_dim, head_dim - 16), dtype, names)
         yield Case(Shape((1,), 11, keys + 4, 1, 1, 16, 256), dtype, ("q_lens", "sinks"))
     for count in (33, 65, 129, 161):
         yield LastKeys(Shape((1,), 1, (count - 1) * keys + 9, 1, 1, 8, 8), "float16")

@@ -154,13 +154,13 @@ def _line(file: str, line: int) -> str:
 
 @cache
 def faults_of(kernel: str) -> list[Fault]:
-    found = []
+    found, name = [], _short(kernel)
     for position, x in enumerate(json.loads(emulated.lib.emulated_faults(kernel.encode()))):
         place = _line(x["file"], x["line"])
         if (x["file"], x["line"]) != (x["caller_file"], x["caller_line"]):
             place += " @ " + _line(x["caller_file"], x["caller_line"])
         keys = ("kind", "what", "ptx_line", "ptx", "replacement")
-        found.append(Fault(kernel, _short(kernel), position, *(x[key] for key in keys), place))
+        found.append(Fault(kernel, name, position, *(x[key] for key in keys), place))
     return found
 
 
@@ -169,8 +169,9 @@ def sample(faults: list[Fault], number: int) -> list[Fault]:
     seen: Counter[str] = Counter()
     hashes = []
     for fault in faults:
-        seen[str(fault)] += 1
-        hashes.append((zlib.crc32(f"{fault} | {seen[str(fault)]}".encode()), fault))
+        text = str(fault)
+        seen[text] += 1
+        hashes.append((zlib.crc32(f"{text} | {seen[text]}".encode()), fault))
     return [fault for _, fault in sorted(hashes, key=lambda x: x[0])[:number]]
 
 
@@ -196,7 +197,7 @@ class Undisturbed(NamedTuple):
 
 
 class Bench:
-    """The problems on the emulated device, and what they do without faults. One for each process."""
+    """The problems on the emulated device, and what they do without faults, as far as a process has learnt it."""
 
     def __init__(self) -> None:
         import fault_problems
@@ -385,15 +386,14 @@ def _report(text: str) -> str:
     return min(found, key=lambda kind: found[kind]) if found else "report"
 
 
-_bench: Bench | None = None
+@cache
+def bench() -> Bench:
+    return Bench()
 
 
 def try_faults(faults: list[tuple[str, int]]) -> list[Outcome]:
     """Runs in a process of its own. faults: kernel and position."""
-    global _bench
-    if _bench is None:
-        _bench = Bench()
-    return [_bench.try_fault(faults_of(kernel)[position]) for kernel, position in faults]
+    return [bench().try_fault(faults_of(kernel)[position]) for kernel, position in faults]
 
 
 # ---- The list of survivors -------------------------------------------------------------------------------------------
@@ -476,9 +476,8 @@ class Tally:
 def run(faults: list[Fault], jobs: int) -> list[Outcome]:
     chunks = [faults[n : n + CHUNK] for n in range(0, len(faults), CHUNK)]
     keys = [[(fault.kernel, fault.position) for fault in chunk] for chunk in chunks]
-    if jobs == 1:
-        return [outcome for chunk in keys for outcome in try_faults(chunk)]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    bench()  # before the fork: once for all, as the lists of faults are
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
         return [outcome for outcomes in pool.map(try_faults, keys) for outcome in outcomes]
 
 
