@@ -72,12 +72,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
 
       float alpha[kRows];
       sums.add(s, x.log2_scale, alpha);
-      if (kOptions && x.keep_threshold != 0) {
-        const uint64_t kept = kept_pairs(x, head, part);
-#pragma unroll
-        for (int n = 0; n < kRows * kColumns; ++n)
-          if ((kept >> n & 1) == 0) s[n / kColumns][n % kColumns] = 0;
-      }
+      if constexpr (kOptions) drop_weights(x, head, part, s);
 #pragma unroll
       for (int a = 0; a < kRows; ++a)
 #pragma unroll

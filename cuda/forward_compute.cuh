@@ -126,12 +126,7 @@ __device__ __forceinline__ void attend(const Products &products, const Queries &
     if (!kOptions) me.release(shared.k_ring, k_turn);
     sums.add(s, log2_scale, alpha);
     if constexpr (kOptions) {
-      if (x.keep_threshold != 0) {
-        const auto kept = kept_pairs(x, queries.head, part);
-#pragma unroll
-        for (int n = 0; n < 2 * kScores; ++n)
-          if ((kept >> n & 1) == 0) s[n / kScores][n % kScores] = 0;
-      }
+      drop_weights(x, queries.head, part, s);
       me.release(shared.k_ring, k_turn);  // the step has been read
     }
     k_turn.advance();

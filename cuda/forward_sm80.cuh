@@ -85,12 +85,7 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions, kMemory)
 
         float alpha[kRows];
         sums.add(s, x.log2_scale, alpha);
-        if (kOptions && x.keep_threshold != 0) {
-          const auto kept = kept_pairs(x, head, part);
-#pragma unroll
-          for (int n = 0; n < kRows * kColumns; ++n)
-            if ((kept >> n & 1) == 0) s[n / kColumns][n % kColumns] = 0;
-        }
+        if constexpr (kOptions) drop_weights(x, head, part, s);
 #pragma unroll
         for (int a = 0; a < kRows; ++a)
 #pragma unroll

@@ -223,4 +223,15 @@ __device__ __forceinline__ auto kept_pairs(const Attention &x, const Head &head,
   return kept;
 }
 
+// Weights that dropout doesn't keep become 0.
+template <class P>
+__device__ __forceinline__ void drop_weights(const Attention &x, const Head &head, const P &part,
+                                             float (&p)[P::kRows][P::kColumns]) {
+  if (x.keep_threshold == 0) return;
+  const auto kept = kept_pairs(x, head, part);
+#pragma unroll
+  for (int n = 0; n < P::kRows * P::kColumns; ++n)
+    if ((kept >> n & 1) == 0) p[n / P::kColumns][n % P::kColumns] = 0;
+}
+
 }  // namespace flash
