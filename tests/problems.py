@@ -14,13 +14,21 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import flash
 
 DTYPES = "float16", "bfloat16", "float32", "float64"
 LENGTHS = 0, 1, 2, 3, 5, 17, 63, 64, 65, 127, 128, 129, 255, 257, 1023, 1025
+# Each length as Lq and as Lk, beside itself and beside another one.
+LENGTH_PAIRS = [*zip(LENGTHS, LENGTHS, strict=True), *zip(LENGTHS, LENGTHS[5:] + LENGTHS[:5], strict=True)]
 DIMS = 1, 8, 21, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256, 576
+VALUE_DIMS = (1, 256), (576, 512), (192, 128), (64, 65), (40, 8), (21, 1), (256, 21)  # D and Dv
+GROUPS = (1, 1), (3, 3), (4, 1), (6, 2), (6, 3), (12, 4)  # Hq and Hk
+LEADING_AXES = (), (1,), (2,), (2, 3), (2, 1, 2), (0,), (2, 0)
+# Options that each sequence may have its own of.
+OF_SEQUENCES = "q_lens", "kv_lens", "q_offset_array", "bias", "alibi_of_batch", "block_mask_of_batch", "dropout"
 
 WRT = "q", "k", "v", "bias", "sinks"
 
@@ -191,6 +199,10 @@ class Case:
         return problem
 
 
+def of_lengths(Lq: int, Lk: int, causal: bool, dtype: str) -> Case:
+    return Case(Shape((), Lq, Lk, Hq=2, Hk=1, D=16, Dv=16), dtype, ("causal",) if causal else ())
+
+
 def poison_past_lengths(problem: Problem, value: float = math.nan) -> None:
     """Overwrites what must never be read: queries and do past q_lens, keys and values past kv_lens, dlse, and bias."""
     options = problem.options
@@ -208,6 +220,17 @@ def poison_past_lengths(problem: Problem, value: float = math.nan) -> None:
 
 def _lengths(problem: Problem) -> tuple[int, int]:
     return problem.q.shape[-3], problem.k.shape[-3]
+
+
+def the_same_each_time(examples: int) -> settings:
+    """Of a test that hypothesis finds cases for: however long they take."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @st.composite

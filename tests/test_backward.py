@@ -5,9 +5,25 @@ from itertools import product
 
 import numpy
 import pytest
-from hypothesis import HealthCheck, given, settings
-from numeric import Answers, assert_same_bits, check, junk, run, run_on
-from problems import DIMS, DTYPES, LENGTHS, MAIN, OPTIONS, PAIRS, WRT, Case, Shape
+from hypothesis import given
+from numeric import Answers, assert_same_bits, check, check_random, finite_differences, junk, run, run_on
+from problems import (
+    DIMS,
+    DTYPES,
+    GROUPS,
+    LEADING_AXES,
+    LENGTH_PAIRS,
+    MAIN,
+    OF_SEQUENCES,
+    OPTIONS,
+    PAIRS,
+    VALUE_DIMS,
+    WRT,
+    Case,
+    Shape,
+    of_lengths,
+    the_same_each_time,
+)
 
 import flash
 
@@ -33,13 +49,7 @@ def test_pair_of_options(backend, pair):
     check(Case(backend.smaller(Shape(Lq=45, Lk=69), Hq=2, Hk=1), dtype, pair), backend)
 
 
-# Each length as Lq and as Lk, beside itself and beside another one, with and without a triangle.
-LENGTH_PAIRS = [*zip(LENGTHS, LENGTHS, strict=True), *zip(LENGTHS, LENGTHS[5:] + LENGTHS[:5], strict=True)]
 LONG = 200  # where one dtype is enough: long double is slow
-
-
-def of_lengths(Lq, Lk, causal, dtype):
-    return Case(Shape((), Lq, Lk, Hq=2, Hk=1, D=16, Dv=16), dtype, ("causal",) if causal else ())
 
 
 @pytest.mark.in_turn("dtype", "causal")
@@ -76,39 +86,30 @@ def test_kernels(backend, D, options, dtype):
 
 @pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("D, Dv", [(1, 256), (576, 512), (192, 128), (64, 65), (40, 8), (21, 1), (256, 21)])
+@pytest.mark.parametrize("D, Dv", VALUE_DIMS)
 def test_value_dim_of_its_own(backend, D, Dv, dtype):
     check(Case(backend.smaller(Shape((1,), 35, 67, 2, 2, D, Dv), Hq=1, Hk=1), dtype, ("causal",)), backend)
 
 
 @pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("Hq, Hk", [(1, 1), (3, 3), (4, 1), (6, 2), (6, 3), (12, 4)])
+@pytest.mark.parametrize("Hq, Hk", GROUPS)
 def test_grouped_heads(backend, Hq, Hk, dtype):
     check(Case(Shape((2,), 20, 34, Hq, Hk, 8, 8), dtype, ("bias_wide",)), backend)
 
 
-OF_SEQUENCES = "q_lens", "kv_lens", "q_offset_array", "bias", "alibi_of_batch", "block_mask_of_batch", "dropout"
-
-
 @pytest.mark.in_turn("option")
 @pytest.mark.parametrize("option", OF_SEQUENCES)
-@pytest.mark.parametrize("N", [(), (1,), (2,), (2, 3), (2, 1, 2), (0,), (2, 0)])
+@pytest.mark.parametrize("N", LEADING_AXES)
 def test_leading_axes(backend, N, option):
     check(Case(Shape(N, 18, 35, 2, 1, 8, 8), "float32", ("mask_of_keys", option)), backend)
 
 
 def test_random(backend):
-    @settings(
-        max_examples=backend.share(120),
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @the_same_each_time(backend.share(120))
     @given(case=backend.random_cases())
     def examine(case):
-        check(case, backend, with_dlse=case.seed % 2 == 0)
+        check_random(case, backend, with_dlse=case.seed % 2 == 0)
 
     examine()
 
@@ -193,17 +194,8 @@ def test_finite_differences(options):
         return (o * do).sum() + (numpy.where(lse == -math.inf, 0.0, lse) * dlse).sum()
 
     gradients = run(problem)[2]
-    step = 1e-5
     for name, x in arguments.items():
-        wanted = numpy.zeros_like(x)
-        for index in numpy.ndindex(x.shape):
-            value = x[index]
-            if math.isfinite(value):
-                x[index] = value + step
-                above = loss()
-                x[index] = value - step
-                wanted[index] = (above - loss()) / (2 * step)
-                x[index] = value
+        wanted = finite_differences(loss, x)
         numpy.testing.assert_allclose(getattr(gradients, f"d{name}"), wanted, rtol=1e-7, atol=1e-8, err_msg=name)
 
 

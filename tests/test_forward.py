@@ -2,9 +2,24 @@
 
 import numpy
 import pytest
-from hypothesis import HealthCheck, given, settings
-from numeric import Answers, assert_same_bits, check, to_numpy
-from problems import DIMS, DTYPES, LENGTHS, MAIN, OPTIONS, Case, Shape, dtype_of
+from hypothesis import given
+from numeric import Answers, assert_same_bits, check, check_random, to_numpy
+from problems import (
+    DIMS,
+    DTYPES,
+    GROUPS,
+    LEADING_AXES,
+    LENGTH_PAIRS,
+    MAIN,
+    OF_SEQUENCES,
+    OPTIONS,
+    VALUE_DIMS,
+    Case,
+    Shape,
+    dtype_of,
+    of_lengths,
+    the_same_each_time,
+)
 
 import flash
 
@@ -29,13 +44,7 @@ def test_option_with_every_kind_of_array(kind, option):
     forward(Case(Shape(Lq=19, Lk=33), dtype, (option,)), kind)
 
 
-# Each length as Lq and as Lk, beside itself and beside another one, with and without a triangle.
-LENGTH_PAIRS = [*zip(LENGTHS, LENGTHS, strict=True), *zip(LENGTHS, LENGTHS[5:] + LENGTHS[:5], strict=True)]
 LONG = 300  # where one dtype is enough: long double is slow
-
-
-def of_lengths(Lq, Lk, causal, dtype):
-    return Case(Shape((), Lq, Lk, Hq=2, Hk=1, D=16, Dv=16), dtype, ("causal",) if causal else ())
 
 
 @pytest.mark.in_turn("dtype", "causal")
@@ -64,24 +73,21 @@ def test_head_dim(backend, D, dtype):
 
 @pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("D, Dv", [(1, 256), (576, 512), (192, 128), (64, 65), (40, 8), (21, 1), (256, 21)])
+@pytest.mark.parametrize("D, Dv", VALUE_DIMS)
 def test_value_dim_of_its_own(backend, D, Dv, dtype):
     forward(Case(backend.smaller(Shape((1,), 35, 67, 2, 2, D, Dv), Hq=1, Hk=1), dtype, ("causal",)), backend)
 
 
 @pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("Hq, Hk", [(1, 1), (3, 3), (4, 1), (6, 2), (6, 3), (12, 4)])
+@pytest.mark.parametrize("Hq, Hk", GROUPS)
 def test_grouped_heads(backend, Hq, Hk, dtype):
     forward(Case(Shape((2,), 20, 34, Hq, Hk, 8, 8), dtype, ("bias_wide",)), backend)
 
 
-OF_SEQUENCES = "q_lens", "kv_lens", "q_offset_array", "bias", "alibi_of_batch", "block_mask_of_batch", "dropout"
-
-
 @pytest.mark.in_turn("option")
 @pytest.mark.parametrize("option", OF_SEQUENCES)
-@pytest.mark.parametrize("N", [(), (1,), (2,), (2, 3), (2, 1, 2), (0,), (2, 0)])
+@pytest.mark.parametrize("N", LEADING_AXES)
 def test_leading_axes(backend, N, option):
     forward(Case(Shape(N, 18, 35, 2, 1, 8, 8), "float32", ("mask_of_keys", option)), backend)
 
@@ -90,16 +96,10 @@ def test_leading_axes(backend, N, option):
 
 
 def test_random(backend):
-    @settings(
-        max_examples=backend.share(150),
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @the_same_each_time(backend.share(150))
     @given(case=backend.random_cases())
     def examine(case):
-        forward(case, backend)
+        check_random(case, backend, backward=False)
 
     examine()
 
