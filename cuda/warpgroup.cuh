@@ -33,16 +33,16 @@ struct PanelTile {
   }
   // Bytes 32 depth to 32 depth + 31 of the rows from first_row on, to be added up.
   __device__ __forceinline__ uint64_t along_rows(int first_row, int depth) const {
-    return matrix_descriptor(
-        address + static_cast<uint32_t>(first_row * kPanelRowBytes + depth / 4 * kPanelBytes + depth % 4 * kDepthBytes),
-        0, 8 * kPanelRowBytes);
+    return matrix_descriptor(address + static_cast<uint32_t>(first_row * kPanelRowBytes),
+                             static_cast<uint32_t>(depth / 4 * kPanelBytes + depth % 4 * kDepthBytes), 0,
+                             8 * kPanelRowBytes);
   }
   // Rows 16 depth to 16 depth + 15, to be added up, of the columns from `column` on: whole panels, or a part of one.
   __device__ __forceinline__ uint64_t along_columns(int depth, int column = 0) const {
     static_assert(kNumberBytes == 2, "8-bit operands lie along rows");
-    return matrix_descriptor(address + static_cast<uint32_t>(depth * kMmaDepth * kPanelRowBytes +
-                                                             column / kPanel * kPanelBytes + column % kPanel * 2),
-                             kPanelBytes, 8 * kPanelRowBytes);
+    return matrix_descriptor(
+        address + static_cast<uint32_t>(column / kPanel * kPanelBytes + column % kPanel * kNumberBytes),
+        static_cast<uint32_t>(depth * kMmaDepth * kPanelRowBytes), kPanelBytes, 8 * kPanelRowBytes);
   }
 };
 

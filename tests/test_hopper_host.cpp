@@ -53,7 +53,7 @@ void test_panels() {
 void test_descriptors() {
   // Fields of the PTX ISA's matrix descriptor: start, leading and stride byte offset without their last four bits, mode.
   const auto field = [](uint64_t x, int from, int bits) { return x >> from & ((uint64_t{1} << bits) - 1); };
-  const uint64_t x = matrix_descriptor(0x2c420, 22528, 1024);
+  const uint64_t x = matrix_descriptor(0x2c400, 0x20, 22528, 1024);
   CHECK(field(x, 0, 14) == 0x2c420 >> 4 && field(x, 16, 14) == 22528 / 16 && field(x, 32, 14) == 1024 / 16);
   CHECK(field(x, 49, 3) == 0 && field(x, 62, 2) == 1);  // no base offset; 128-byte swizzle
   CHECK(field(x, 14, 2) == 0 && field(x, 30, 2) == 0 && field(x, 46, 3) == 0 && field(x, 52, 10) == 0);

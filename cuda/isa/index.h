@@ -70,11 +70,13 @@ FLASH_INLINE constexpr int panel_offset_bytes(int row, int unit, int rows) {
 
 // What wgmma is told of an operand in shared memory with the 128-byte swizzle: where it starts and, in bytes, how far
 // apart its parts are. Along rows: `stride` from one 8 rows to the next, `leading` is not used. Along columns: `leading`
-// from one 64 columns to the next, `stride` from one 8 rows to the next.
-FLASH_INLINE constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
+// from one 64 columns to the next, `stride` from one 8 rows to the next. It starts `offset` behind the address:
+// apart, so that steps along the depth take an addition each, not the making of a descriptor.
+FLASH_INLINE constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t offset, uint32_t leading,
+                                                  uint32_t stride) {
   constexpr uint32_t kMost = (1u << 18) - 1;
-  return uint64_t{(address & kMost) >> 4} | uint64_t{leading >> 4} << 16 | uint64_t{stride >> 4} << 32 |
-         uint64_t{1} << 62;
+  return uint64_t{((address & kMost) >> 4) + (offset >> 4)} | uint64_t{leading >> 4} << 16 |
+         uint64_t{stride >> 4} << 32 | uint64_t{1} << 62;
 }
 
 // ---- Products of 8-bit numbers ---------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ namespace flash {
 #if defined(__CUDACC__)
 #define FLASH_INSTRUCTION __device__ __forceinline__
 
-// 2^x with an error of 2 ulp; also for results below the smallest normal number. 2^-inf = 0.
+// 2^x with an error of 2 ulp, 0 below the smallest normal number, and 2^-inf = 0. Without .ftz there would be three more
+// instructions beside it, for smaller results.
 FLASH_INSTRUCTION float exp2_approximate(float x) {
   float y;
-  asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
