@@ -175,7 +175,7 @@ struct Backward {
 #pragma unroll
       for (int n = 0; n < (kQueryRows ? kColumns : kRows); ++n) {
         const int a = kQueryRows ? q : n, b = kQueryRows ? n : q;
-        const float p = exp2_approximate(fmaf(s[a][b], x.log2_scale, -fact.lse2) - fact.low);
+        const float p = exp2_approximate_subnormal(fmaf(s[a][b], x.log2_scale, -fact.lse2) - fact.low);
         float factor = 1;
         if (drops) factor = (kept >> (kColumns * a + b) & 1) != 0 ? x.keep_scale : 0;
         float slope = fmaf(factor, dp[a][b], -fact.delta);

@@ -21,8 +21,10 @@ struct ComputingThread {
         first_row(number * kWarpgroupRows) {}
 
   // Row a of the thread is this one of the tile.
-  __device__ __forceinline__ int row(int a) const {
-    return first_row + thread / kWarp * kMmaRows + fragment_row(lane) + 8 * a;
+  __device__ __forceinline__ int row(int a) const { return row_of(thread, a); }
+  // The same made anew, for use behind the loop: kept, it would take a register from it.
+  __device__ __forceinline__ int row_anew(int a) const {
+    return row_of(here(static_cast<int>(threadIdx.x)) % kWarpgroup, a);
   }
   // Warpgroups start their products one after the other, so that the softmax of one warpgroup runs beside the products of
   // another.
@@ -38,6 +40,11 @@ struct ComputingThread {
   __device__ __forceinline__ void release(const Ring<kStages> &ring, Turn<kStages> turn) const {
     __syncwarp();
     if (lane == 0) ring.release(turn);
+  }
+
+ private:
+  __device__ __forceinline__ int row_of(int thread_of_warpgroup, int a) const {
+    return first_row + thread_of_warpgroup / kWarp * kMmaRows + fragment_row(thread_of_warpgroup % kWarp) + 8 * a;
   }
 };
 
@@ -64,10 +71,12 @@ struct QueriesOfTask {
         band(band_of(x.window, head.sequence)) {}
 
   __device__ __forceinline__ int query(int a) const { return (task.begin + me.row(a)) >> log2_heads; }
+  // Behind the loop.
+  __device__ __forceinline__ int query_anew(int a) const { return (task.begin + me.row_anew(a)) >> log2_heads; }
   __device__ __forceinline__ int head_at(int a) const {
-    return first_head + ((task.begin + me.row(a)) & ((1 << log2_heads) - 1));
+    return first_head + ((task.begin + me.row_anew(a)) & ((1 << log2_heads) - 1));
   }
-  __device__ __forceinline__ bool is_there(int a) const { return task.begin + me.row(a) < tasks.end_of(task); }
+  __device__ __forceinline__ bool is_there(int a) const { return task.begin + me.row_anew(a) < tasks.end_of(task); }
   // Whether all queries of the warpgroup see all keys of the step.
   template <class KeyStep>
   __device__ __forceinline__ bool all_see(const KeyStep &step) const {
@@ -80,7 +89,7 @@ struct QueriesOfTask {
     const int end = ((tasks.end_of(task) - 1) >> log2_heads) + 1;
     finish_rows(
         x, lse, sums, task.b, [&](int a) { return head_at(a); }, head.sequence.q_len, end,
-        [&](int a) { return query(a); }, [&](int a) { return sink(head_at(a)); }, scale);
+        [&](int a) { return query_anew(a); }, [&](int a) { return sink(head_at(a)); }, scale);
   }
 };
 
@@ -208,7 +217,7 @@ __device__ __forceinline__ void store_rows(const float (&from)[2][kColumns], con
     const int left = queries.is_there(a) ? queries.x.Dv - first_column : 0;
     char *const place =
         static_cast<char *>(to.view.data) + (queries.task.b * to.view.batch + queries.head_at(a) * to.view.head +
-                                             queries.query(a) * to.view.row + first_column) *
+                                             queries.query_anew(a) * to.view.row + first_column) *
                                                 bytes;
 #pragma unroll
     for (int n = 0; n < kColumns; n += 4) {
