@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import flash
@@ -220,17 +219,6 @@ def poison_past_lengths(problem: Problem, value: float = math.nan) -> None:
 
 def _lengths(problem: Problem) -> tuple[int, int]:
     return problem.q.shape[-3], problem.k.shape[-3]
-
-
-def the_same_each_time(examples: int) -> settings:
-    """Of a test that hypothesis finds cases for: however long they take."""
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 @st.composite

@@ -5,8 +5,8 @@ from itertools import product
 
 import numpy
 import pytest
-from hypothesis import given
-from numeric import Answers, assert_same_bits, check, check_random, finite_differences, junk, run, run_on
+from hypothesis import HealthCheck, given, settings
+from numeric import Answers, assert_same_bits, check, finite_differences, junk, run, run_on
 from problems import (
     DIMS,
     DTYPES,
@@ -22,7 +22,6 @@ from problems import (
     Case,
     Shape,
     of_lengths,
-    the_same_each_time,
 )
 
 import flash
@@ -106,10 +105,16 @@ def test_leading_axes(backend, N, option):
 
 
 def test_random(backend):
-    @the_same_each_time(backend.share(120))
+    @settings(
+        max_examples=backend.share(120),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(case=backend.random_cases())
     def examine(case):
-        check_random(case, backend, with_dlse=case.seed % 2 == 0)
+        check(case, backend, with_dlse=case.seed % 2 == 0)
 
     examine()
 
