@@ -11,6 +11,7 @@
 // thread and is taken in a fixed order: without atomics, at the price of recomputing s and dp for dq and for dbias,
 // results have the same bits on every run. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
+#include "bias.cuh"
 #include "reduce.cuh"
 #include "score.cuh"
 #include "tile.cuh"
@@ -307,80 +308,30 @@ __global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), backward_bl
 
 // ---- dbias: tiles of the bias ---------------------------------------------------------------------------------------
 
-// A tile of scores, by number.
-struct BiasTile {
-  int64_t batch;
-  int h, query_tile, key_tile;
-};
-FLASH_INLINE BiasTile bias_tile(const BiasCounts &counts, int64_t index) {
-  BiasTile tile;
-  tile.key_tile = static_cast<int>(index % counts.key_tiles), index /= counts.key_tiles;
-  tile.query_tile = static_cast<int>(index % counts.query_tiles), index /= counts.query_tiles;
-  tile.h = static_cast<int>(index % counts.heads);
-  tile.batch = index / counts.heads;
-  return tile;
-}
-
-// Where element (row, column) of a piece lies in dbias.
-FLASH_INLINE int64_t bias_index(const BiasParams &params, const BiasTile &piece, int row, int column, int key_step) {
-  const ScoresView &to = params.dbias;
-  return own_offset(to.batch, piece.batch) + piece.h * to.head +
-         (int64_t{piece.query_tile} * params.pieces.query_step + row) * to.row +
-         (int64_t{piece.key_tile} * key_step + column) * to.column;
-}
-
 template <int, bool>
 __global__ void __launch_bounds__(bias_tile_shape().threads(), backward_blocks(kAnyHeadDim))
     backward_bias_any(const __grid_constant__ BiasParams params) {
   using B = Backward<kAnyHeadDim, Side::kQueries, true>;
-  constexpr int kRows = B::kTile.rows, kColumns = B::kTile.columns;
   const Attention &x = params.attention;
   const B block(x, params.facts);
-  const BiasPieces &pieces = params.pieces;
-  const int64_t items = pieces.other.product(), number = pieces.own.product();
 
   for (int64_t index = blockIdx.x; index < params.tasks; index += gridDim.x) {
-    const BiasTile piece = bias_tile(pieces.own, index % number);
-    const int64_t split = index / number;
     typename B::Scores sum = {};
-    for (int64_t n = items * split / pieces.splits; n < items * (split + 1) / pieces.splits; ++n) {
-      const BiasTile item = bias_tile(pieces.other, n);  // along each axis one of the two is number 0 of 1
-      const int64_t b = batch_of(params.dbias.batch, piece.batch, item.batch);
-      const Head head = head_of<true>(x, sequence_of(x, b), b, piece.h + item.h);
-      const int begin = (piece.query_tile + item.query_tile) * pieces.query_step;
-      const int end = static_cast<int>(smaller(int64_t{begin} + pieces.query_step, x.Lq));
-      const Interval queries = {begin, smaller(end, head.sequence.q_len)};
-      const int64_t first_key = int64_t{piece.key_tile + item.key_tile} * kColumns;
-      const Interval span =
-          intersection(keys_of_any(x.window, head.sequence, queries), {first_key, smaller(first_key + kColumns, x.Lk)});
-      if (empty(span)) continue;
-      // The walk gathers listed granules; here each has its place.
-      typename B::Other listed, keys;
-      Walk walk(x.by_row, b, head.h, begin, span);
-      if (!walk.next(&listed)) continue;
-#pragma unroll
-      for (int g = 0; g < B::Other::kNumber; ++g) {
-        const int first = static_cast<int>(first_key) + g * kGranule;
-        bool is_listed = false;
-#pragma unroll
-        for (int at = 0; at < B::Other::kNumber; ++at) is_listed = is_listed || listed.first[at] == first;
-        keys.first[g] = is_listed ? first : -1;
-      }
-      const typename B::Own own = consecutive<kRows>(begin, end);
-
+    BiasItems items(params, index);
+    for (BiasItem item; items.next(&item);) {
+      const Head &head = item.head;
+      const typename B::Own own = consecutive<B::kTile.rows>(item.begin, item.end);
       typename B::Scores s, dp;
-      block.multiply(1, source_of(params.dout, b, head.h, head.sequence.q_len, x.Dv), own,
-                     source_of(x.v, b, head.kv_head, head.sequence.kv_len, x.Dv), keys, dp);
-      block.multiply(0, source_of(x.q, b, head.h, head.sequence.q_len, x.D), own,
-                     source_of(x.k, b, head.kv_head, head.sequence.kv_len, x.D), keys, s);
-      block.template differentiate<true>(head, begin, end, keys, /*sees_all=*/false, s, dp);
+      block.multiply(1, source_of(params.dout, head.b, head.h, head.sequence.q_len, x.Dv), own,
+                     source_of(x.v, head.b, head.kv_head, head.sequence.kv_len, x.Dv), item.keys, dp);
+      block.multiply(0, source_of(x.q, head.b, head.h, head.sequence.q_len, x.D), own,
+                     source_of(x.k, head.b, head.kv_head, head.sequence.kv_len, x.D), item.keys, s);
+      block.template differentiate<true>(head, item.begin, item.end, item.keys, /*sees_all=*/false, s, dp);
 #pragma unroll
       for (int a = 0; a < B::kRows; ++a)
 #pragma unroll
         for (int b = 0; b < B::kColumns; ++b) sum[a][b] += dp[a][b];
     }
-
-    // Through shared memory, in the order of positions; then over the axes along which the bias is broadcast.
     __syncthreads();
 #pragma unroll
     for (int a = 0; a < B::kRows; ++a)
@@ -389,22 +340,7 @@ __global__ void __launch_bounds__(bias_tile_shape().threads(), backward_blocks(k
         block.weights[slot_of<B::kDown>(block.down + a * B::kDown) * B::kWeights +
                       slot_of<B::kAcross>(block.across + b * B::kAcross)] = sum[a][b];
     __syncthreads();
-    const bool all_rows = params.dbias.row == 0, all_columns = params.dbias.column == 0;
-    const int rows = all_rows ? 1 : kRows, columns = all_columns ? 1 : kColumns;
-    const int64_t rows_there = smaller(pieces.query_step, x.Lq - int64_t{piece.query_tile} * pieces.query_step);
-    const int64_t columns_there = x.Lk - int64_t{piece.key_tile} * kColumns;
-#pragma unroll 1
-    for (int at = static_cast<int>(threadIdx.x); at < rows * columns; at += B::kThreads) {
-      const int row = at / columns, column = at % columns;
-      float total = 0;
-      for (int r = row; r < (all_rows ? kRows : row + 1); ++r)
-        for (int c = column; c < (all_columns ? kColumns : column + 1); ++c)
-          total += block.weights[r * B::kWeights + c];
-      if (params.partial != nullptr)
-        params.partial[(index * rows + row) * columns + column] = total;
-      else if ((all_rows || row < rows_there) && (all_columns || column < columns_there))
-        write_number(total, params.dbias.data, params.dbias.dtype, bias_index(params, piece, row, column, kColumns));
-    }
+    store_bias<B::kThreads>(params, index, block.weights, B::kWeights);
   }
 }
 
@@ -426,7 +362,7 @@ __global__ void __launch_bounds__(kPlainThreads, 1) backward_bias_sum_any(const 
     if (!all_columns && int64_t{piece.key_tile} * kTile.columns + column >= x.Lk) continue;
     float total = 0;
     for (int64_t split = 0; split < pieces.splits; ++split) total += params.partial[split * elements + at];
-    write_number(total, params.dbias.data, params.dbias.dtype, bias_index(params, piece, row, column, kTile.columns));
+    write_number(total, params.dbias.data, params.dbias.dtype, bias_index(params, piece, row, column));
   }
 }
 

@@ -168,6 +168,15 @@ FLASH_INLINE constexpr int backward_deterministic_sm80_shared_bytes(int head_dim
   return backward_rows_bytes(head_dim, backward_deterministic_sm80_tile(head_dim));
 }
 
+// dbias: the tile of its pieces, whose sums a warp has in registers beside the scores of two products. Rows come in chunks
+// of this many columns, so that one kernel takes any head dims; each of three stages has one of queries and one of keys:
+// 48 KiB, two blocks in the memory of any GPU.
+constexpr int kBiasChunk = 64, kBiasStages = 3;
+FLASH_INLINE constexpr TensorTile bias_sm80_tile() { return {bias_tile_shape().rows, bias_tile_shape().columns, 4}; }
+FLASH_INLINE constexpr int bias_sm80_shared_bytes() {
+  return kBiasStages * 2 * kBiasChunk * (bias_sm80_tile().rows + bias_sm80_tile().columns);
+}
+
 // ---- Hopper ---------------------------------------------------------------------------------------------------------
 
 // A tile of scores whose rows are shared out among warpgroups, at most 64 each. One more warpgroup loads.

@@ -78,8 +78,9 @@ struct BothSides {
 };
 
 // Products s and dp become p (as dv needs it, with dropout) and ds. fact_of(n): lse2, +inf where there is no real
-// query, and delta, of the query of row or column n. kSeesAll: every pair is there and visible.
-template <bool kOptions, bool kSeesAll, class P, class FactOf>
+// query, and delta, of the query of row or column n. kSeesAll: every pair is there and visible. kForBias: ds is without
+// softcap's derivative.
+template <bool kOptions, bool kSeesAll, bool kForBias = false, class P, class FactOf>
 __device__ __forceinline__ void differentiate_scores(const Attention &x, const Head &head, const Band &band,
                                                      const P &part, bool sees_all, FactOf fact_of,
                                                      float (&s)[P::kRows][P::kColumns],
@@ -100,7 +101,7 @@ __device__ __forceinline__ void differentiate_scores(const Attention &x, const H
         visible = visible && mask_allows(x, head, i, j);
         if (x.softcap > 0) {
           score = tanh_of(x, score);
-          slope_of_cap = 1 - score * score;
+          if (!kForBias) slope_of_cap = 1 - score * score;
         }
         if (visible) score = shaped(x, head, score, i, j);
       }

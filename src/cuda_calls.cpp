@@ -213,6 +213,7 @@ void cuda_backward(const Problem &problem, const BackwardArguments &x, void *wor
       case Operation::backward_dq_sm80:
         start(launch, DqParams{attention, memory.dq_sums, gradients.dq, cuda_dq_pieces(problem)}, stream);
         break;
+      case Operation::backward_bias_sm80:
       case Operation::backward_bias_any:
       case Operation::backward_bias_sum_any:
         start(launch, bias, stream);

@@ -264,6 +264,21 @@ Choice choose(const Problem &problem, uint32_t wanted, const CudaDevice &device,
       tile.columns,   tile.threads(), is_forward ? forward_shared_bytes(head_dim) : backward_shared_bytes(head_dim)};
 }
 
+// dbias has a kernel of its own beside that of the other gradients, on tensor cores for any head dims.
+KernelLaunch bias_launch(const Problem &problem, int64_t tasks) {
+  const bool is_tensor = size_bytes(problem.dtype) == 2;
+  return {is_tensor ? Operation::backward_bias_sm80 : Operation::backward_bias_any,
+          is_tensor ? problem.dtype : kAnyType,
+          kAnyHeadDim,
+          true,
+          Memory::kSmall,
+          tasks,
+          tasks,
+          is_tensor ? bias_sm80_tile().threads() : bias_tile_shape().threads(),
+          is_tensor ? bias_sm80_shared_bytes() : bias_shared_bytes(),
+          0};
+}
+
 // The kernel on Hopper that goes over the tiles of a choice.
 Operation hopper_operation(const Problem &x, const Choice &choice, uint32_t wanted) {
   if (choice.family == Family::kFp8Sm90) return Operation::forward_fp8_sm90;
@@ -414,10 +429,7 @@ KernelLaunches cuda_launches(const Problem &problem, uint32_t wanted, const Cuda
   }
   if (wanted & FLASH_DBIAS) {
     const BiasPieces pieces = cuda_bias_pieces(problem, dbias, most_partial);
-    KernelLaunch launch =
-        plain_launch(Operation::backward_bias_any, pieces.own.product() * pieces.splits, bias_shared_bytes());
-    launch.has_options = true, launch.threads = bias_tile_shape().threads();
-    add(launch);
+    add(bias_launch(problem, pieces.own.product() * pieces.splits));
     if (pieces.splits > 1) {
       add_plain(Operation::backward_bias_sum_any, threads_to_blocks(bias_partial_count(pieces, dbias) / pieces.splits),
                 0);

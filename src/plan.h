@@ -26,6 +26,7 @@ enum class Operation : uint8_t {
   backward_dq_sm80,
   backward_keys_sm80,
   backward_queries_sm80,
+  backward_bias_sm80,
   forward_any,
   backward_keys_any,
   backward_queries_any,

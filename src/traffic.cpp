@@ -84,8 +84,10 @@ class Requests {
       case Operation::backward_queries_sm80:
       case Operation::backward_queries_any:
         return queries(launch);
+      case Operation::backward_bias_sm80:
+        return bias(kFacts);
       case Operation::backward_bias_any:
-        return bias();
+        return bias(3 * kFloat);
       case Operation::backward_bias_sum_any:
         return {bias_partial(), bytes_of(x_.bias.dtype, own_elements(x_.bias, x_))};
       case Operation::backward_sinks_any:
@@ -177,12 +179,13 @@ class Requests {
     return {size_ * (own * (D_ + Dv_) + w.met * other) + w.again * 3 * kFloat + scores_, written};
   }
 
-  Traffic bias() const {
+  // fact_bytes: of each of a tile's queries.
+  Traffic bias(double fact_bytes) const {
     constexpr TileShape tile = bias_tile_shape();
     const Tiles tiles = cuda_query_tiles(x_, tile.rows);
     const Walk w = walk_of(x_, true, tiles, {tiles.step, tile.columns, kGranule});
     const double written = bias_partial() > 0 ? bias_partial() : bytes_of(x_.bias.dtype, own_elements(x_.bias, x_));
-    return {size_ * (w.again + w.met) * (D_ + Dv_) + w.again * 3 * kFloat + scores_, written};
+    return {size_ * (w.again + w.met) * (D_ + Dv_) + w.again * fact_bytes + scores_, written};
   }
 
   const Problem &x_;

@@ -48,6 +48,8 @@ ONE_PASS_MMAS = {64: 2 * 32 + 3 * 32, 128: 2 * 32 + 3 * 64}
 TENSOR_TILES = {("forward_sm80", 64): (32, 64), ("forward_sm80", 128): (32, 64)}
 TENSOR_TILES |= {(f"backward_{side}_sm80", 64): (16, 64) for side in ("keys", "queries")}
 TENSOR_TILES |= {(f"backward_{side}_sm80", 128): (16, 32) for side in ("keys", "queries")}
+# Any head dim, in two loops over chunks of 64 columns, with 16 x 64 scores of a warp in each.
+BIAS, BIAS_MMAS = Kernel("backward_bias_sm80", 0, True, "bfloat16"), 2 * 16 * 64 * 64 // (16 * 8 * 16)
 MEMORY = {64: "small", 128: "large"}  # that backward_sm80 asks for
 
 # Scores of a thread, and the rows that they are of: of the forward or not, and by head dim. As in cuda/configs.h.
@@ -60,7 +62,7 @@ if not (flash.show_config("dicts") or {})["cuda"]["built"]:
 
 @cache
 def machine_code() -> dict[tuple[str, Kernel], list[Instruction]]:
-    return disassembly([*looked_at(), *tensor_kernels()])
+    return disassembly([*looked_at(), *tensor_kernels(), BIAS])
 
 
 def looked_at() -> list[Kernel]:
@@ -210,3 +212,17 @@ def test_tensor_cores(arch: str, kernel: Kernel) -> None:
     assert count(code, "(DFMA|DMUL|DADD).*") == 0
     main = next(loop for loop in loops_of(code) if count(loop, "HMMA.*") == products)
     assert count(main, "(LDL|STL).*") == 0 and count(main, r"MUFU\.(RCP|RSQ|SQRT|LG2)") == 0
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("arch", FROM_80)
+def test_tensor_cores_of_bias(arch: str) -> None:
+    """Both products, each in the loop over its chunks; rows by asynchronous copies, operands by ldmatrix."""
+    code = machine_code()[arch, BIAS]
+    assert count(code, r"HMMA\.16816\.F32\.BF16") == count(code, "HMMA.*") == BIAS_MMAS
+    chunks = [loop for loop in loops_of(code) if count(loop, "HMMA.*") == BIAS_MMAS // 2]
+    assert len(chunks) == 2 and not is_within(*chunks)
+    for loop in chunks:
+        assert count(loop, r"LDSM\.16\.M88\.4") == count(loop, "LDSM.*") <= BIAS_MMAS // 2
+        assert count(loop, r"LDGSTS\.E\.BYPASS\.128.*") > 0
+    assert count(code, "(LDL|STL|DFMA|DMUL|DADD).*") == 0

@@ -130,6 +130,21 @@ def test_bytes_of_bias_and_sinks(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "case",
+    [case for case in CASES if case.itemsize == 2 and not case.has_blocks and case.Lq > 1],
+    ids=lambda case: case.name,
+)
+def test_bytes_of_bias_on_tensor_cores(case: Case) -> None:
+    """Also where head dims are too large for the kernels of the other gradients."""
+    calls = Calls(case, with_bias=True)
+    pieces, total = bias_bytes(case)
+    assert calls.bytes("backward_bias_sm80") == +pieces
+    assert ("backward_bias_sum_any" in calls.launches) == bool(total)
+    if total:
+        assert calls.bytes("backward_bias_sum_any") == +total
+
+
+@pytest.mark.parametrize(
+    "case",
     [case for case in CASES if not case.has_blocks and case.name != "causal_more_queries"],
     ids=lambda case: case.name,
 )
@@ -171,6 +186,9 @@ def test_tensor_cores_and_bank_conflicts(dim: int) -> None:
             launch = calls.launches[kernel]
             assert launch["mma"] == number * products
             assert launch["bank_conflicts"] == 0, kernel
+    launch = Calls(case, with_bias=True).launches["backward_bias_sm80"]
+    assert launch["mma"] == 2 * products
+    assert launch["bank_conflicts"] == 0
 
 
 @pytest.mark.parametrize("dim", [64, 128])

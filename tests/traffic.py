@@ -342,7 +342,8 @@ def bias_bytes(case: Case) -> tuple[Bytes, Bytes]:
             n["do"] += heads * (end - begin) * case.Dv * size
             n["k"] += heads * keys * case.D * size
             n["v"] += heads * keys * case.Dv * size
-            n["workspace"] += heads * (end - begin) * FACTS * BIAS.across
+            facts = FACTS_USED * 4 if size == 2 else FACTS * BIAS.across  # for each lane that has scores of a query
+            n["workspace"] += heads * (end - begin) * facts
     n["bias"] = heads * int(case.visible().sum()) * 4
     pieces = -(-case.Lq // BIAS.rows) * -(-case.Lk // BIAS.columns)
     splits = min(heads, -(-BIAS_BLOCKS // pieces))
