@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(bias_sm80_tile().threads(), 2)
           row_of, [&](int b) { return item.keys.position(b / 4, b / 2 % 2 * 8 + fragment_column(lane) + b % 2); });
       const bool sees_all =
           end - item.begin == kTile.rows && all_see_all(band, item.begin, end - 1, item.keys.least(), item.keys.most());
-      differentiate_scores<true, false, /*kForBias=*/true>(
+      differentiate_scores<T, true, false, /*kForBias=*/true>(
           x, item.head, band, part, sees_all, [&](int a) { return facts[a]; }, s, dp);
 #pragma unroll
       for (int a = 0; a < kRows; ++a)

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(backward_deterministic_sm80_tile(kHeadDim).thr
               [&](int a) { return task.begin + paired_row(first_row + 8 * a + fragment_row(lane)); },
               [&](int b) { return block.position(stage, b / 2 * 8 + fragment_column(lane) + b % 2); });
           const auto fact_of = [&](int b) { return block.fact(stage, b / 2 * 8 + fragment_column(lane) + b % 2); };
-          differentiate<kOptions>(x, head, band, part, sees_all, fact_of, s, dp);
+          differentiate<T, kOptions>(x, head, band, part, sees_all, fact_of, s, dp);
           if (sums_dv) add_weighted_rows<T>(dv, packed<T>(s), block.other_tile(stage, 1));
           if (sums_dk) add_weighted_rows<T>(dk, packed<T>(dp), block.other_tile(stage, 0));
         }
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(backward_deterministic_sm80_tile(kHeadDim).thr
           row_of, [&](int b) { return keys.position(b / 4, b / 2 % 2 * 8 + fragment_column(lane) + b % 2); });
       const bool sees_all =
           is_whole && all_see_all(band, task.begin, task.begin + B::kTile.rows - 1, keys.least(), keys.most());
-      differentiate<kOptions>(x, head, band, part, sees_all, [&](int a) { return facts[a]; }, s, dp);
+      differentiate<T, kOptions>(x, head, band, part, sees_all, [&](int a) { return facts[a]; }, s, dp);
       add_weighted_rows<T>(dq, packed<T>(dp), block.other_tile(stage, 0));
     }
     wait_for_copies<0>();

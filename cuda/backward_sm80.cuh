@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(backward_sm80_tile(kHeadDim).threads(), 1)
             const auto fact_of = [&](int b) {
               return block.fact(1 - stage, first_query + b / 2 * 8 + fragment_column(lane) + b % 2);
             };
-            differentiate<kOptions>(x, head, band, part, saw_all, fact_of, s, dp);
+            differentiate<T, kOptions>(x, head, band, part, saw_all, fact_of, s, dp);
           }
           const auto unit_at = [&](int b) { return first_query / kUnit + b / 2; };
           if (sums_dv) put_rows<T>(s, p_tile, first_key, unit_at);

@@ -128,14 +128,14 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
       wait_for_products<0>();
       settle(s);
       settle(dp);
-      differentiate<kOptions>(
+      differentiate<T, kOptions>(
           x, head, keys.band, part, sees_all, [&](int a) { return float2{lse2(a), delta(a)}; }, s, dp);
       block.weights_ring().wait_free(weights_turn);
       put(s, block.p());
     } else {
       wait_for_products<1>();
       settle(s);
-      apply_rules_in_registers<false>(x, head, keys.band, part, sees_all, s);
+      apply_rules_in_registers<T, false>(x, head, keys.band, part, sees_all, s);
       const float lse2_of[] = {lse2(0), lse2(1)};
       exponentiate(x, part, [&](int a) { return float2{lse2_of[a], lse2_of[a]}; }, s);
       block.weights_ring().wait_free(weights_turn);

@@ -41,19 +41,36 @@ class BiasItems {
   __device__ __forceinline__ BiasItems(const BiasParams &params, int64_t task)
       : params_(params), piece_(piece_of(params, task)) {
     const int64_t split = task / params.pieces.own.product(), items = params.pieces.other.product();
-    next_ = items * split / params.pieces.splits, end_ = items * (split + 1) / params.pieces.splits;
+    const int64_t first = items * split / params.pieces.splits;
+    left_ = items * (split + 1) / params.pieces.splits - first;
+    other_ = bias_tile(params.pieces.other, first);
   }
   static __device__ __forceinline__ BiasTile piece_of(const BiasParams &params, int64_t task) {
     return bias_tile(params.pieces.own, task % params.pieces.own.product());
   }
 
   __device__ __forceinline__ bool next(BiasItem *item) {
-    while (next_ < end_)
-      if (take(bias_tile(params_.pieces.other, next_++), item)) return true;
+    while (left_ > 0) {
+      const BiasTile other = other_;
+      step();
+      if (take(other, item)) return true;
+    }
     return false;
   }
 
  private:
+  // To the next tile, without the divisions that its number would take.
+  __device__ __forceinline__ void step() {
+    const BiasCounts &counts = params_.pieces.other;
+    --left_;
+    if (++other_.key_tile < counts.key_tiles) return;
+    other_.key_tile = 0;
+    if (++other_.query_tile < counts.query_tiles) return;
+    other_.query_tile = 0;
+    if (++other_.h < counts.heads) return;
+    other_.h = 0;
+    ++other_.batch;
+  }
   // `other`: along each axis it or the piece is number 0 of 1. False if no pair is seen.
   __device__ __forceinline__ bool take(const BiasTile &other, BiasItem *item) const {
     constexpr int kColumns = bias_tile_shape().columns;
@@ -84,8 +101,8 @@ class BiasItems {
   }
 
   const BiasParams &params_;
-  BiasTile piece_;
-  int64_t next_, end_;
+  BiasTile piece_, other_;  // the latter is of the next item
+  int64_t left_;            // items
 };
 
 // The sums of a task become dbias, or one of the splits of it: from shared memory, where `sums` holds them in the order of

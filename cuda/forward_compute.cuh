@@ -77,11 +77,11 @@ struct QueriesOfTask {
     return first_head + ((task.begin + me.row_anew(a)) & ((1 << log2_heads) - 1));
   }
   __device__ __forceinline__ bool is_there(int a) const { return task.begin + me.row_anew(a) < tasks.end_of(task); }
-  // Whether all queries of the warpgroup see all keys of the step.
+  // Whether all queries of the warpgroup see all keys of the step and, with options, none lies behind the last.
   template <class KeyStep>
   __device__ __forceinline__ bool all_see(const KeyStep &step) const {
-    const int begin = task.begin + me.first_row;
-    return all_see_all(band, begin >> log2_heads, (begin + kWarpgroupRows - 1) >> log2_heads, step.least, step.most);
+    const int begin = task.begin + me.first_row, last = (begin + kWarpgroupRows - 1) >> log2_heads;
+    return (!kOptions || last < x.Lq) && all_see_all(band, begin >> log2_heads, last, step.least, step.most);
   }
   // lse, and what O's rows must be multiplied with to become o. sink(head): its sink.
   template <class Sums, class SinkOf>
@@ -95,9 +95,10 @@ struct QueriesOfTask {
 
 // O = sum of p v over the tiles of keys of a task, relative to the maxima in `sums`: FlashAttention-3, Algorithm 2.
 //
-// `products` says of which numbers: start_scores(s, turn) and start_o(o, p, turn) start s = q k^T and O += p v, pack(s)
-// makes p of weights, v_ring() tells when v is there, scale(s) is for scores that just came, and hide_rest(count, turn)
-// for the last tile of v, of which only `count` rows are real. `anchor`: a place in shared memory of the thread's own.
+// `products` says of which numbers: Number is q's type; start_scores(s, turn) and start_o(o, p, turn) start s = q k^T and
+// O += p v, pack(s) makes p of weights, v_ring() tells when v is there, scale(s) is for scores that just came, and
+// hide_rest(count, turn) for the last tile of v, of which only `count` rows are real. `anchor`: a place in shared memory
+// of the thread's own.
 template <bool kOptions, class Products, class Queries, class Sums, class KeyTurn, int kValues>
 __device__ __forceinline__ void attend(const Products &products, const Queries &queries, float log2_scale,
                                        uint32_t anchor, Sums &sums, float (&o)[2][kValues], KeyTurn &k_turn,
@@ -131,7 +132,7 @@ __device__ __forceinline__ void attend(const Products &products, const Queries &
         [&](int b) { return step.first[b / 4] + b / 2 % 2 * 8 + fragment_column(me.lane) + b % 2; });
     const bool sees_all = queries.all_see(step);
     products.scale(s);
-    apply_rules_in_registers<kOptions>(x, queries.head, queries.band, part, sees_all, s);
+    apply_rules_in_registers<typename Products::Number, kOptions>(x, queries.head, queries.band, part, sees_all, s);
     if (!kOptions) me.release(shared.k_ring, k_turn);
     sums.add(s, log2_scale, alpha);
     if constexpr (kOptions) {

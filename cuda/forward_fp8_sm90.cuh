@@ -53,6 +53,7 @@ struct ForwardFp8Memory : ForwardMemory<forward_fp8_sm90_tile(kHeadDim, kOptions
 // What `attend` multiplies: 8-bit numbers, of v the transposed ones.
 template <class T, int kHeadDim, bool kOptions>
 struct EightBitProducts {
+  using Number = T;
   using Shared = ForwardFp8Memory<kHeadDim, kOptions>;
   using KeyTurn = typename Shared::KeyTurn;
   static constexpr int kColumns = Shared::kTile.columns, kScores = kColumns / 4;

@@ -36,6 +36,7 @@ struct ForwardSm90Memory
 // What `attend` multiplies: 16-bit numbers, v as it lies.
 template <class T, int kHeadDim, int kValueDim, bool kOptions>
 struct SixteenBitProducts {
+  using Number = T;
   using Shared = ForwardSm90Memory<kHeadDim, kValueDim, kOptions>;
   using KeyTurn = typename Shared::KeyTurn;
   static constexpr int kColumns = Shared::kTile.columns, kScores = kColumns / 4;

@@ -80,49 +80,53 @@ struct BothSides {
 // Products s and dp become p (as dv needs it, with dropout) and ds. fact_of(n): lse2, +inf where there is no real
 // query, and delta, of the query of row or column n. kSeesAll: every pair is there and visible. kForBias: ds is without
 // softcap's derivative.
-template <bool kOptions, bool kSeesAll, bool kForBias = false, class P, class FactOf>
+template <class T, bool kOptions, bool kSeesAll, bool kForBias = false, class P, class FactOf>
 __device__ __forceinline__ void differentiate_scores(const Attention &x, const Head &head, const Band &band,
                                                      const P &part, bool sees_all, FactOf fact_of,
                                                      float (&s)[P::kRows][P::kColumns],
                                                      float (&dp)[P::kRows][P::kColumns]) {
-  const bool drops = kOptions && x.keep_threshold != 0;
+  const bool drops = kOptions && x.keep_threshold != 0, caps = kOptions && x.softcap > 0 && !kForBias;
   decltype(kept_pairs(x, head, part)) kept = 0;
-  if (drops) kept = kept_pairs(x, head, part);
+  if (drops) {
+    kept = kept_pairs(x, head, part);
+    keep_numbers(kept, x.keep_scale, dp);
+  }
+  if constexpr (kOptions) {
+    cap_scores(x, part, s);
+    if (caps) {  // dp becomes what p is multiplied with for ds
+#pragma unroll
+      for (int b = 0; b < P::kColumns; ++b)
+#pragma unroll
+        for (int a = 0; a < P::kRows; ++a)
+          dp[a][b] = (dp[a][b] - fact_of(P::kQueryRows ? a : b).y) * (1 - s[a][b] * s[a][b]);
+    }
+    shape_scores<T, kOptions>(x, head, band, part, sees_all, s);
+  }
 #pragma unroll
   for (int b = 0; b < P::kColumns; ++b) {
     float2 fact;
 #pragma unroll
     for (int a = 0; a < P::kRows; ++a) {
       if (P::kQueryRows || a == 0) fact = fact_of(P::kQueryRows ? a : b);
-      const int i = part.query(a, b), j = part.key(a, b);
-      bool visible = kSeesAll || sees_all || (fact.x != infinity() && sees(band, i, j));
-      float score = s[a][b], slope_of_cap = 1;
-      if constexpr (kOptions) {
-        visible = visible && mask_allows(x, head, i, j);
-        if (x.softcap > 0) {
-          score = tanh_of(x, score);
-          if (!kForBias) slope_of_cap = 1 - score * score;
-        }
-        if (visible) score = shaped(x, head, score, i, j);
-      }
-      const float p = visible ? exp2_approximate(fmaf(score, x.log2_scale, -fact.x)) : 0;
-      float factor = 1;
-      if (drops) factor = (kept >> (P::kColumns * a + b) & 1) != 0 ? x.keep_scale : 0;
-      const float slope = fmaf(factor, dp[a][b], -fact.y) * slope_of_cap;
-      dp[a][b] = p == 0 ? 0 : p * slope;  // by selection: what is hidden may be too large for dp
-      s[a][b] = p * factor;
+      const bool visible =
+          kOptions || kSeesAll || sees_all || (fact.x != infinity() && sees(band, part.query(a, b), part.key(a, b)));
+      const float p = visible ? exp2_approximate(fmaf(s[a][b], x.log2_scale, -fact.x)) : 0;
+      // By selection: what is hidden may be too large for dp.
+      dp[a][b] = p == 0 ? 0 : p * (dp[a][b] - (caps ? 0 : fact.y));
+      s[a][b] = p;
     }
   }
+  if (drops) keep_numbers(kept, x.keep_scale, s);
 }
 // Tiles of which every query sees every key take a path without the question.
-template <bool kOptions, class P, class FactOf>
+template <class T, bool kOptions, class P, class FactOf>
 __device__ __forceinline__ void differentiate(const Attention &x, const Head &head, const Band &band, const P &part,
                                               bool sees_all, FactOf fact_of, float (&s)[P::kRows][P::kColumns],
                                               float (&dp)[P::kRows][P::kColumns]) {
   if (!kOptions && sees_all)
-    differentiate_scores<kOptions, true>(x, head, band, part, true, fact_of, s, dp);
+    differentiate_scores<T, kOptions, true>(x, head, band, part, true, fact_of, s, dp);
   else
-    differentiate_scores<kOptions, false>(x, head, band, part, sees_all, fact_of, s, dp);
+    differentiate_scores<T, kOptions, false>(x, head, band, part, sees_all, fact_of, s, dp);
 }
 
 // The same without options in two steps, each when its product is there: s becomes p, and dp becomes ds. lse2_of(n) and

@@ -36,6 +36,21 @@ __device__ __forceinline__ void write_number(float x, void *data, DType dtype, i
   }
 }
 
+// Two neighbours, from a multiple of their size.
+__device__ __forceinline__ float2 load_pair(const float *from) { return *reinterpret_cast<const float2 *>(from); }
+template <class T>
+__device__ __forceinline__ float2 load_pair(const T *from) {
+  static_assert(sizeof(T) == 2);
+  const uint32_t both = *reinterpret_cast<const uint32_t *>(from);
+  return {widen(T{static_cast<uint16_t>(both)}), widen(T{static_cast<uint16_t>(both >> 16)})};
+}
+// Not zero where a number of a mask is not.
+__device__ __forceinline__ uint2 load_pair(const uint8_t *from) {
+  const uint32_t both = *reinterpret_cast<const uint16_t *>(from);
+  return {both & 0xff, both >> 8};
+}
+__device__ __forceinline__ uint32_t widen(uint8_t x) { return x; }
+
 // Four neighbours as they lie in memory; 16-bit types fill two words.
 struct RawFour {
   uint32_t word[4];

@@ -51,6 +51,7 @@ struct Attention {
   float scale, softcap;     // softcap 0 = off
   float log2_scale;         // p = 2^(log2_scale * score - lse2): scale * log2(e) where scores are plain products
   bool has_q_offset;
+  bool is_plain_in_memory;  // rows of mask and bias are aligned pairs of neighbours, distances fit 32 bits
 };
 
 // Tiles that a launch works on, numbered with the tiles of one head next to each other: they share its keys.
@@ -241,17 +242,19 @@ FLASH_INLINE int64_t own_offset(const LeadingAxes &axes, int64_t own) {
     }
   return offset;
 }
-// The batch that is number `own` among those told apart, and number `other` along the axes without a stride.
+// The batch that is number `own` among those told apart, and number `other` along the axes without a stride. In 32 bits:
+// extents are below 2^31.
 FLASH_INLINE int64_t batch_of(const LeadingAxes &axes, int64_t own, int64_t other) {
-  int64_t batch = 0, scale = 1;
+  auto own_rest = static_cast<uint32_t>(own), other_rest = static_cast<uint32_t>(other);
+  uint32_t batch = 0, scale = 1;
   for (int axis = axes.rank - 1; axis >= 0; --axis) {
-    const int64_t extent = axes.extent[axis];
+    const auto extent = static_cast<uint32_t>(axes.extent[axis]);
     if (axes.stride[axis] != 0) {
-      batch += own % extent * scale;
-      own /= extent;
+      batch += own_rest % extent * scale;
+      own_rest /= extent;
     } else {
-      batch += other % extent * scale;
-      other /= extent;
+      batch += other_rest % extent * scale;
+      other_rest /= extent;
     }
     scale *= extent;
   }

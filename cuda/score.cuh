@@ -76,6 +76,10 @@ __device__ __forceinline__ float tanh_of(const Attention &x, float product) {
   return tanhf(product * x.scale / x.softcap);
 }
 
+__device__ __forceinline__ float bias_of(const Attention &x, const Head &head, int i, int j) {
+  return read_number(x.bias.data, x.bias.dtype, head.bias + i * x.bias.row + j * x.bias.column);
+}
+
 // The score of a visible pair, from q . k or, with softcap on, from tanh_of.
 __device__ __forceinline__ float shaped(const Attention &x, const Head &head, float from, int i, int j) {
   float s = from * (x.softcap > 0 ? x.softcap : x.scale);
@@ -83,9 +87,7 @@ __device__ __forceinline__ float shaped(const Attention &x, const Head &head, fl
     const int64_t distance = i + head.sequence.offset - j;
     s -= head.slope * static_cast<float>(distance < 0 ? -distance : distance);
   }
-  if (x.bias.data != nullptr)
-    s += read_number(x.bias.data, x.bias.dtype, head.bias + i * x.bias.row + j * x.bias.column);
-  return s;
+  return x.bias.data == nullptr ? s : s + bias_of(x, head, i, j);
 }
 
 __device__ __forceinline__ bool mask_allows(const Attention &x, const Head &head, int i, int j) {
@@ -165,25 +167,105 @@ __device__ __forceinline__ void apply_rules(const Attention &x, const Head &head
     for (int b = 0; b < kColumns; ++b) s[a][b] = own[a * row_step + b * column_step];
 }
 
-// The same without softcap's derivative and without shared memory: every score's rules are compiled in place. Queries
-// that are not real, which may lie behind the last, get any score.
-template <bool kOptions, class P>
-__device__ __forceinline__ void apply_rules_in_registers(const Attention &x, const Head &head, const Band &band,
-                                                         const P &part, bool sees_all,
-                                                         float (&s)[P::kRows][P::kColumns]) {
-  if (!kOptions && sees_all) return;
+// change(score, i, j) for all scores of a part.
+template <class P, class Change>
+__device__ __forceinline__ void for_each_score(const P &part, float (&s)[P::kRows][P::kColumns], Change change) {
 #pragma unroll
   for (int a = 0; a < P::kRows; ++a)
 #pragma unroll
-    for (int b = 0; b < P::kColumns; ++b) {
-      const int i = part.query(a, b), j = part.key(a, b);
-      bool visible = sees_all || sees(band, i, j);
-      if (kOptions) visible = visible && i < x.Lq && mask_allows(x, head, i, j);
-      if (!visible)
-        s[a][b] = -infinity();
-      else if (kOptions)
-        s[a][b] = shaped(x, head, x.softcap > 0 ? tanh_of(x, s[a][b]) : s[a][b], i, j);
+    for (int b = 0; b < P::kColumns; ++b) change(s[a][b], part.query(a, b), part.key(a, b));
+}
+
+// change(score, number) for all scores, with the numbers of their pairs: rows of keys at `from`, `row` apart, in aligned
+// pairs.
+template <class T, class P, class Change>
+__device__ __forceinline__ void for_each_number(const T *from, int64_t row, const P &part,
+                                                float (&s)[P::kRows][P::kColumns], Change change) {
+  // Where a thread has two neighbouring keys: in a row, in a column, or not at all.
+  constexpr bool kInRow = P::kQueryRows, kInColumn = !kInRow && P::kNeighbour == Neighbour::kOwn;
+#pragma unroll
+  for (int a = 0; a < P::kRows; a += kInColumn ? 2 : 1)
+#pragma unroll
+    for (int b = 0; b < P::kColumns; b += kInRow ? 2 : 1) {
+      const T *const at = from + part.query(a, b) * row + part.key(a, b);
+      if constexpr (kInRow || kInColumn) {
+        const auto pair = load_pair(at);
+        change(s[a][b], pair.x);
+        change(kInRow ? s[a][b + 1] : s[a + 1][b], pair.y);
+      } else {
+        change(s[a][b], widen(*at));
+      }
     }
+}
+
+// With softcap on, scores become tanh_of.
+template <class P>
+__device__ __forceinline__ void cap_scores(const Attention &x, const P &part, float (&s)[P::kRows][P::kColumns]) {
+  if (x.softcap > 0) for_each_score(part, s, [&](float &score, int, int) { score = tanh_of(x, score); });
+}
+
+// Scores from q . k or tanh_of, in registers; -inf where a query does not see a key. sees_all: every real query sees every
+// key, but for the mask; then queries that are not real get any score, and with options none lies behind the last. One
+// option after the other, so that none costs an instruction where it isn't used; and nothing is asked of single pairs
+// where all see all. T: of q, and of the bias unless that is float32.
+template <class T, bool kOptions, class P>
+__device__ __forceinline__ void shape_scores(const Attention &x, const Head &head, const Band &band, const P &part,
+                                             bool sees_all, float (&s)[P::kRows][P::kColumns]) {
+  if constexpr (kOptions) {
+    const float factor = x.softcap > 0 ? x.softcap : x.scale;
+    for_each_score(part, s, [&](float &score, int, int) { score *= factor; });
+    if (head.slope != 0) {
+      const auto subtract = [&](auto offset) {  // in 32 bits where distances fit them
+        for_each_score(part, s, [&](float &score, int i, int j) {
+          score -= head.slope * fabsf(static_cast<float>(i + offset - j));
+        });
+      };
+      if (x.is_plain_in_memory)
+        subtract(static_cast<int>(head.sequence.offset));
+      else
+        subtract(head.sequence.offset);
+    }
+  }
+  const auto q_len = static_cast<unsigned>(head.sequence.q_len);
+  if (!sees_all)
+    for_each_score(part, s, [&](float &score, int i, int j) {
+      if (!sees(band, i, j) || (kOptions && static_cast<unsigned>(i) >= q_len)) score = -infinity();
+    });
+  if constexpr (kOptions) {
+    const bool in_pairs = sees_all && x.is_plain_in_memory;
+    if (x.bias.data != nullptr) {
+      const auto add = [&](auto number) {
+        for_each_number(static_cast<const decltype(number) *>(x.bias.data) + head.bias, x.bias.row, part, s,
+                        [](float &score, float bias) { score += bias; });
+      };
+      if (!in_pairs)
+        for_each_score(part, s, [&](float &score, int i, int j) {
+          if (score != -infinity()) score += bias_of(x, head, i, j);
+        });
+      else if (sizeof(T) == 2 && x.bias.dtype != DType::kFloat32)
+        add(std::conditional_t<sizeof(T) == 2, T, float>{});
+      else
+        add(float{});
+    }
+    if (x.mask.data != nullptr) {
+      if (in_pairs)
+        for_each_number(static_cast<const uint8_t *>(x.mask.data) + head.mask, x.mask.row, part, s,
+                        [](float &score, uint32_t allowed) { score = allowed != 0 ? score : -infinity(); });
+      else
+        for_each_score(part, s, [&](float &score, int i, int j) {
+          if (score != -infinity() && !mask_allows(x, head, i, j)) score = -infinity();
+        });
+    }
+  }
+}
+
+// Both at once.
+template <class T, bool kOptions, class P>
+__device__ __forceinline__ void apply_rules_in_registers(const Attention &x, const Head &head, const Band &band,
+                                                         const P &part, bool sees_all,
+                                                         float (&s)[P::kRows][P::kColumns]) {
+  if constexpr (kOptions) cap_scores(x, part, s);
+  shape_scores<T, kOptions>(x, head, band, part, sees_all, s);
 }
 
 // Which pairs dropout keeps: bit kColumns * a + b. Neighbouring rows, and columns, start at an even position: one draw
@@ -223,15 +305,19 @@ __device__ __forceinline__ auto kept_pairs(const Attention &x, const Head &head,
   return kept;
 }
 
-// Weights that dropout doesn't keep become 0.
+// Numbers of pairs that dropout doesn't keep become 0, the others `scale` times what they were.
+template <class Word, int kRows, int kColumns>
+__device__ __forceinline__ void keep_numbers(Word kept, float scale, float (&x)[kRows][kColumns]) {
+#pragma unroll
+  for (int n = 0; n < kRows * kColumns; ++n) {
+    float &number = x[n / kColumns][n % kColumns];
+    number = (kept >> n & 1) != 0 ? number * scale : 0;
+  }
+}
 template <class P>
 __device__ __forceinline__ void drop_weights(const Attention &x, const Head &head, const P &part,
                                              float (&p)[P::kRows][P::kColumns]) {
-  if (x.keep_threshold == 0) return;
-  const auto kept = kept_pairs(x, head, part);
-#pragma unroll
-  for (int n = 0; n < P::kRows * P::kColumns; ++n)
-    if ((kept >> n & 1) == 0) p[n / P::kColumns][n % P::kColumns] = 0;
+  if (x.keep_threshold != 0) keep_numbers(kept_pairs(x, head, part), 1, p);
 }
 
 }  // namespace flash

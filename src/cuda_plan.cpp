@@ -47,6 +47,15 @@ BlockLists lists_by_column(const Problem &problem) {
 // Below this a product with -inf, or with the smallest scores, is not what it would be in exact arithmetic.
 bool is_plain_scale(double scale) { return scale * kLog2E >= FLT_MIN && scale * kLog2E <= FLT_MAX; }
 
+// Whether the scores' own numbers lie side by side in aligned pairs of keys, or there are none.
+bool is_in_pairs(const ScoresView &x) {
+  if (x.data == nullptr) return true;
+  bool has_odd = x.row % 2 != 0 || x.head % 2 != 0;
+  for (int axis = 0; axis < x.batch.rank; ++axis) has_odd = has_odd || x.batch.stride[axis] % 2 != 0;
+  const auto pair_bytes = static_cast<uintptr_t>(2 * size_bytes(x.dtype));
+  return x.column == 1 && !has_odd && reinterpret_cast<uintptr_t>(x.data) % pair_bytes == 0;
+}
+
 // Rows from one tile to the next, so that none crosses a line of the block mask (a power of two).
 int tile_step(int rows, int64_t length, int64_t block) {
   int64_t most = rows;
@@ -97,6 +106,9 @@ Attention cuda_attention(const Problem &problem) {
   }
   x.window = problem.window;
   x.q_offset = problem.q_offset, x.has_q_offset = problem.has_q_offset;
+  constexpr int64_t kMostLength = int64_t{1} << 30;  // offsets are within as much
+  x.is_plain_in_memory =
+      is_in_pairs(x.mask) && is_in_pairs(x.bias) && problem.Lq < kMostLength && problem.Lk < kMostLength;
   x.seed = problem.seed;
   x.keep_threshold = dropout_threshold(problem.dropout);
   x.keep_scale = problem.dropout < 1 ? static_cast<float>(1 / (1 - problem.dropout)) : 0;

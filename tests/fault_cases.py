@@ -256,6 +256,16 @@ class BroadcastBias(Case):
         return problem
 
 
+@dataclass(frozen=True)
+class BiasOfSmallBlocks(SmallBlocks):
+    """With a bias for all sequences."""
+
+    def make(self) -> Problem:
+        problem = super().make()
+        problem.options["bias"] = numpy.nan_to_num(problem.options["bias"].take([-1], 0))  # NaN past a length
+        return problem
+
+
 SEED = 2**40 + 7
 
 
@@ -338,8 +348,19 @@ def cases() -> Iterator[Case]:
     yield Case(Shape((2,), 5, 9, 1, 1, 64, 32), "float16", ())  # the same, and cheap
     for axis in range(5):
         yield BroadcastBias(Shape((2, 3), 70, 150, 2, 1, 24, 16), "float32", ("bias",), axis=axis)
+        for dtype in ("float16", "bfloat16"):  # in chunks of 64 columns
+            yield BroadcastBias(Shape((2, 2), 70, 100, 2, 1, 160, 72), dtype, ("bias",), axis=axis)
+            yield BroadcastBias(Shape((3, 2), 20, 37, 2, 1, 39, 23), dtype, ("bias", "causal"), axis=axis)
+    for dtype in DTYPES:
+        for names in (("block_mask_of_batch", "alibi"), ("window", "mask"), ("softcap", "dropout")):
+            yield BroadcastBias(Shape((3,), 70, 150, 2, 1, 72, 40), dtype, ("bias", *names))
     yield Case(Shape((5,), 21, 33, 2, 1, 24, 16), "float32", ("bias_wide",))  # in five splits
-    yield SmallBlocks(Shape((1,), 40, 200, 1, 1, 24, 16), "float16", ("bias",))
+    for dtype in DTYPES:
+        yield SmallBlocks(Shape((1,), 40, 200, 1, 1, 24, 16), dtype, ("bias",))
+        # More than there are splits, so that some of them have two tiles.
+        yield BroadcastBias(Shape((260, 2), 16, 16, 1, 1, 8, 8), dtype, ("bias",), axis=0)
+        yield BiasOfSmallBlocks(Shape((540,), 16, 80, 1, 1, 8, 8), dtype, ("bias", "q_lens", "mask"))
+        yield BiasOfSmallBlocks(Shape((540,), 16, 80, 1, 1, 72, 8), dtype, ("bias", "window"))
 
 
 MOST_TENSOR_DIM = 256
@@ -371,6 +392,9 @@ def of_kernels(head_dim: int, dtypes: tuple[str, ...], shapes: tuple[Shape, ...]
         yield LowScores(shape(UNITS, (1,), 64, 136, 1, 1), last, more)  # in whole tiles of queries
         yield UnseenKeys(shape(UNITS, (1,), 4, 200, 2, 1), last, more)
         yield UnseeingQueries(shape(SINGLES, (1,), 200, 5, 2, 1), last, more)
+    if "float32" not in dtypes:  # whole tiles in which all see all, with mask and bias in aligned pairs
+        for names in (("softcap", "alibi", "bias", "mask"), ("bias_wide", "mask_of_keys", "dropout", "sinks")):
+            yield Case(shape(UNITS, (1,), 192, 192, 2, 1), last, names)
     for corner in range(4):
         yield AtThreshold(shape(UNITS, (1,), 16, 16, 1, 1), last, (), corner=corner)
 

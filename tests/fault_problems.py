@@ -349,12 +349,13 @@ def of_case(case: Case) -> Iterator[Any]:
             yield Backward(case, ("q", "v"))
         if most > 192:
             yield OnDevice(Forward(case), emulated.SMALL)
+    given = answers(case).problem.options
+    if "bias" in given:
+        yield Backward(case, ("bias",))
     if is_tensor and most > 64:
         return  # the other kernels have no head dim, and meet these types in other cases
-    given = answers(case).problem.options
-    for name in ("bias", "sinks"):
-        if name in given:
-            yield Backward(case, (name,))
+    if "sinks" in given:
+        yield Backward(case, ("sinks",))
     if most <= 64:
         yield Weights(case)
 

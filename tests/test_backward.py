@@ -83,6 +83,19 @@ def test_kernels(backend, D, options, dtype):
     check(Case(backend.smaller(Shape((), 70, 150, 2, 1, D, D), Hq=1), dtype, options), backend)
 
 
+OF_SCORES = "scale_negative", "softcap", "alibi", "bias", "bias_wide", "bias_of_keys", "mask", "mask_of_keys", "dropout"
+
+
+@pytest.mark.in_turn("dtype")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("option", OF_SCORES)
+def test_whole_tiles(backend, option, dtype):
+    """Tensor cores' kernels go another way where all see all, and a bias or mask lies in aligned pairs."""
+    for device in backend.devices():
+        with device:
+            check(Case(backend.smaller(Shape((), 192, 192, 2, 1, 40, 24), Hq=1), dtype, (option,)), backend)
+
+
 @pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("D, Dv", VALUE_DIMS)

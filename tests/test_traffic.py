@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import emulated
+import numpy
 import pytest
 from traffic import (
     FORWARD,
@@ -29,6 +30,8 @@ from traffic import (
     tensor_queries_bytes,
     whole_sectors,
 )
+
+import flash
 
 pytestmark = pytest.mark.emulated
 
@@ -205,6 +208,38 @@ def test_rules_cost_at_the_edge_only(dim: int) -> None:
     for name, instructions in full.items():
         # 8 of 36 tiles are cut, and a tile of 128 rows meets some that lie beyond the diagonal.
         assert instructions < causal[name] < 1.6 * instructions, (name, full, causal)
+
+
+# Instructions of a lane for each score, on top of what kernels with options do without any of them.
+COST_OF_OPTIONS: dict[str, tuple[float, dict[str, Any]]] = {
+    "bias": (10, {"bias": numpy.zeros((256, 256), "f2")}),
+    "bias_of_keys": (10, {"bias": numpy.zeros(256, "f4")}),
+    "mask": (9, {"mask": numpy.ones((256, 256), bool)}),
+    "alibi": (13, {"alibi_slopes": numpy.ones(1, "f4")}),
+    "softcap": (30, {"softcap": 20.0}),
+    "dropout": (56, {"dropout": 0.1, "seed": 1}),
+}
+
+
+@pytest.mark.parametrize("device", [emulated.HOPPER, emulated.AMPERE], ids=["hopper", "ampere"])
+def test_options_cost_what_they_do(device: int) -> None:
+    """And no more: an option that isn't used is not asked about at each score."""
+    x = emulated.asarray(numpy.random.default_rng(0).normal(size=(1, 256, 1, 64)).astype("f2"))
+
+    def per_score(**options: Any) -> list[float]:
+        arrays = {k: emulated.asarray(v) if isinstance(v, numpy.ndarray) else v for k, v in options.items()}
+        emulated.launches()
+        with emulated.Device(device), emulated.running(checks=emulated.TRAFFIC):
+            o, lse = flash.attention(x, x, x, return_lse=True, **arrays)
+            flash.attention_backward(o, x, x, x, o, lse, wrt=("q", "k", "v"), **arrays)
+        launches = [launch for launch in emulated.launches() if re.search(r" \w+::(for|back)ward_sm", launch["name"])]
+        assert len(launches) == 2
+        return [launch["lane_instructions"] / 256**2 for launch in launches]
+
+    none = per_score(scale=-0.125)  # a negative scale is one of the options, too
+    for name, (most, options) in COST_OF_OPTIONS.items():
+        more = [after - before for before, after in zip(none, per_score(**options), strict=True)]
+        assert all(1 < x < most for x in more), (name, more)
 
 
 @pytest.mark.parametrize("dim", [64, 128])
