@@ -5,6 +5,37 @@
 
 namespace flash {
 
+// Where number `own` of the batches that a bias tells apart starts, in elements from the first.
+FLASH_INLINE int64_t own_offset(const LeadingAxes &axes, int64_t own) {
+  int64_t offset = 0;
+#pragma unroll 1
+  for (int axis = axes.rank - 1; axis >= 0; --axis)
+    if (axes.stride[axis] != 0) {
+      offset += own % axes.extent[axis] * axes.stride[axis];
+      own /= axes.extent[axis];
+    }
+  return offset;
+}
+// The batch that is number `own` among those told apart, and number `other` along the axes without a stride. In 32 bits:
+// extents are below 2^31.
+FLASH_INLINE int64_t batch_of(const LeadingAxes &axes, int64_t own, int64_t other) {
+  auto own_rest = static_cast<uint32_t>(own), other_rest = static_cast<uint32_t>(other);
+  uint32_t batch = 0, scale = 1;
+#pragma unroll 1
+  for (int axis = axes.rank - 1; axis >= 0; --axis) {
+    const auto extent = static_cast<uint32_t>(axes.extent[axis]);
+    if (axes.stride[axis] != 0) {
+      batch += own_rest % extent * scale;
+      own_rest /= extent;
+    } else {
+      batch += other_rest % extent * scale;
+      other_rest /= extent;
+    }
+    scale *= extent;
+  }
+  return batch;
+}
+
 // A tile of scores, by number.
 struct BiasTile {
   int64_t batch;

@@ -359,6 +359,7 @@ def cases() -> Iterator[Case]:
         yield SmallBlocks(Shape((1,), 40, 200, 1, 1, 24, 16), dtype, ("bias",))
         # More than there are splits, so that some of them have two tiles.
         yield BroadcastBias(Shape((260, 2), 16, 16, 1, 1, 8, 8), dtype, ("bias",), axis=0)
+        yield BroadcastBias(Shape((), 16, 16, 520, 1, 8, 8), dtype, ("bias",), axis=0)
         yield BiasOfSmallBlocks(Shape((540,), 16, 80, 1, 1, 8, 8), dtype, ("bias", "q_lens", "mask"))
         yield BiasOfSmallBlocks(Shape((540,), 16, 80, 1, 1, 72, 8), dtype, ("bias", "window"))
 

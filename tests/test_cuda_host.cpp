@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bias.cuh"
 #include "configs.h"
 #include "cuda_calls.h"
 #include "cuda_fill.h"
