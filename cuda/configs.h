@@ -199,9 +199,10 @@ FLASH_INLINE constexpr int built_hopper_head_dim(int64_t D, int64_t Dv) {
 constexpr int kNarrowHeadDim = 192, kNarrowValueDim = 128;
 // Three warpgroups at 64, where the exponentials take as long as the products, so that those of one run beside the
 // products of two. Else two, whose registers hold O, scores and weights (192 of 232 at 128 and 256). With options, whose
-// rules take registers too, fewer keys; and at 192 for shared memory, unless values are narrow.
+// rules take registers too, fewer keys where those would not suffice; and at 192 for shared memory, unless values are
+// narrow. Products of fewer than 128 keys wait for shared memory: the more the better.
 FLASH_INLINE constexpr WarpgroupTile forward_sm90_tile(int head_dim, int value_dim, bool has_options) {
-  if (has_options) return {128, head_dim <= 192 ? 64 : 32};
+  if (has_options) return {128, head_dim <= 96 ? 128 : head_dim == 128 ? 96 : 64};
   if (head_dim == 64) return {192, 128};
   return {128, value_dim <= 128 ? 128 : head_dim == 192 ? 96 : 64};
 }
@@ -228,7 +229,7 @@ FLASH_INLINE constexpr int built_fp8_head_dim(int64_t D, int64_t Dv) {
   return 0;
 }
 FLASH_INLINE constexpr WarpgroupTile forward_fp8_sm90_tile(int head_dim, bool has_options) {
-  if (has_options) return {128, head_dim <= 128 ? 64 : 32, true};
+  if (has_options) return {128, head_dim == 64 ? 128 : 64, true};
   if (head_dim == 64) return {192, 160, true};
   return {128, head_dim == 128 ? 224 : 96, true};
 }

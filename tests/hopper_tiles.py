@@ -30,20 +30,20 @@ FORWARD = {
     (128, False): Tile(128, 128),
     (192, False): Tile(128, 96),
     (256, False): Tile(128, 64),
-    (64, True): Tile(128, 64),
-    (96, True): Tile(128, 64),
-    (128, True): Tile(128, 64),
+    (64, True): Tile(128, 128),
+    (96, True): Tile(128, 128),
+    (128, True): Tile(128, 96),
     (192, True): Tile(128, 64),
-    (256, True): Tile(128, 32),
+    (256, True): Tile(128, 64),
 }
 FORWARD_NARROW = {(192, False): Tile(128, 128)}  # values of at most 128
 FORWARD_FP8 = {
     (64, False): Tile(192, 160),
     (128, False): Tile(128, 224),
     (256, False): Tile(128, 96),
-    (64, True): Tile(128, 64),
+    (64, True): Tile(128, 128),
     (128, True): Tile(128, 64),
-    (256, True): Tile(128, 32),
+    (256, True): Tile(128, 64),
 }
 BACKWARD = {
     (64, False): Tile(128, 128),
