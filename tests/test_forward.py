@@ -63,6 +63,14 @@ def test_long(backend, Lq, Lk, causal):
     forward(of_lengths(Lq, Lk, causal, DTYPES[(Lq + Lk + causal) % 3]), backend)
 
 
+@pytest.mark.parametrize(
+    "dtype, options, seed", [("float32", (), 531), ("float64", (), 650), ("float64", ("block_mask_of_batch",), 655)]
+)
+def test_largest_error(dtype, options, seed):
+    """Three of a thousand problems in which sums over a whole tile of keys round more than the rule allows."""
+    forward(Case(Shape((2,), 199, 199, 1, 1, 3, 3), dtype, options, seed=seed))
+
+
 @pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("D", DIMS)

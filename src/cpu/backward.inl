@@ -92,12 +92,11 @@ struct BackwardTile {
     load_keys(rules, run);
     S *scores = sums(scratch.scores), *cap_slope = problem.softcap > 0 ? sums(scratch.cap_slope) : nullptr;
     multiply<A, Update::kSet>({operands(scratch.k) + first * d / A::kPair, d / A::kPair, 1, operands(scratch.q),
-                               strip.width, scores, strip.width, ceil_div(problem.D, A::kPair), nullptr},
+                               strip.width, scores, strip.width, ceil_div(problem.D, A::kPair)},
                               keys, strip.width);
-    multiply<A, Update::kSet>(
-        {operands(scratch.v) + first * dv / A::kPair, dv / A::kPair, 1, operands(scratch.dout), strip.width,
-         sums(scratch.dscores), strip.width, ceil_div(problem.Dv, A::kPair), nullptr},
-        keys, strip.width);
+    multiply<A, Update::kSet>({operands(scratch.v) + first * dv / A::kPair, dv / A::kPair, 1, operands(scratch.dout),
+                               strip.width, sums(scratch.dscores), strip.width, ceil_div(problem.Dv, A::kPair)},
+                              keys, strip.width);
     if (rules.shaped) shape_scores<S>(rules, strip, run, scores, sums(scratch.extra), cap_slope);
     if (!sees_all(rules, strip, run)) hide(rules, strip, run, keys, scores, sums(scratch.extra));
     S *keep = problem.dropout > 0 ? sums(scratch.keep) : nullptr;
@@ -235,11 +234,11 @@ void keys_task(const BackwardCall &call, int64_t index, void *memory) {
         const Operand *ds = operands(A::kPair > 1 ? t.scratch.ds : t.scratch.dscores);
         const int64_t width = strip.width / A::kPair;
         if (x.dv.data != nullptr)
-          multiply<A, Update::kAdd>(
-              {p, width, 1, operands(t.scratch.dout_rows), t.dv, dv + first * t.dv, t.dv, width, nullptr}, rows, t.dv);
+          multiply<A, Update::kAdd>({p, width, 1, operands(t.scratch.dout_rows), t.dv, dv + first * t.dv, t.dv, width},
+                                    rows, t.dv);
         if (x.dk.data != nullptr)
-          multiply<A, Update::kAdd>(
-              {ds, width, 1, operands(t.scratch.q_rows), t.d, dk + first * t.d, t.d, width, nullptr}, rows, t.d);
+          multiply<A, Update::kAdd>({ds, width, 1, operands(t.scratch.q_rows), t.d, dk + first * t.d, t.d, width}, rows,
+                                    t.d);
         if (x.dq.data == nullptr) return;
         if (before != nullptr) wait_until(before, begin + step);
         S *dq = static_cast<S *>(call.dq) +
@@ -247,7 +246,7 @@ void keys_task(const BackwardCall &call, int64_t index, void *memory) {
                 begin % kBackwardStrip;
         multiply<A, Update::kAdd>({operands(A::kPair > 1 ? t.scratch.k_rows : t.scratch.k) + first * t.d / A::kPair, 1,
                                    t.d, operands(A::kPair > 1 ? t.scratch.ds_pairs : t.scratch.dscores), strip.width,
-                                   dq, kBackwardStrip, rows / A::kPair, nullptr},
+                                   dq, kBackwardStrip, rows / A::kPair},
                                   round_up(problem.D, kRowsMultiple), strip.width);
       });
     }

@@ -53,7 +53,7 @@ constexpr int kBlockRows = 6;
 #endif
 constexpr int kRowsMultiple = 4;
 
-enum class Update { kSet, kAdd, kScaleAndAdd };  // c = sum, c += sum, c = c * alpha[n] + sum
+enum class Update { kSet, kAdd };  // c = sum, c += sum
 
 template <class A>
 struct Product {
@@ -65,13 +65,12 @@ struct Product {
   int64_t b_row;
   Sum *c;
   int64_t c_row;
-  int64_t K;         // operands, so pairs where those are pairs
-  const Sum *alpha;  // kScaleAndAdd only
+  int64_t K;  // operands, so pairs where those are pairs
 };
 
 template <class A, Update kUpdate, int kRows, int kVectors>
 FLASH_INLINE void multiply_block(const Product<A> &x, const typename A::Operand *a, const typename A::Operand *b,
-                                 typename A::Sum *c, const typename A::Sum *alpha) {
+                                 typename A::Sum *c) {
   using Operand = typename A::Operand;
   using Sum = typename A::Sum;
   constexpr int n = kLanes<Sum>;
@@ -99,23 +98,20 @@ FLASH_INLINE void multiply_block(const Product<A> &x, const typename A::Operand 
       Sum *to = c + i * x.c_row + j * n;
       if constexpr (kUpdate == Update::kSet) store(to, sum[i][j]);
       if constexpr (kUpdate == Update::kAdd) store(to, load<Vector<Sum>>(to) + sum[i][j]);
-      if constexpr (kUpdate == Update::kScaleAndAdd)
-        store(to, load<Vector<Sum>>(to) * load<Vector<Sum>>(alpha + j * n) + sum[i][j]);
     }
 }
 
 template <class A, Update kUpdate, int kVectors>
 void multiply_panel(const Product<A> &x, int64_t M, int64_t column) {
   const typename A::Operand *b = x.b + column;
-  const typename A::Sum *alpha = kUpdate == Update::kScaleAndAdd ? x.alpha + column : nullptr;
   int64_t m = 0;
   for (; m + kBlockRows <= M; m += kBlockRows)
-    multiply_block<A, kUpdate, kBlockRows, kVectors>(x, x.a + m * x.a_row, b, x.c + m * x.c_row + column, alpha);
+    multiply_block<A, kUpdate, kBlockRows, kVectors>(x, x.a + m * x.a_row, b, x.c + m * x.c_row + column);
   const auto *a = x.a + m * x.a_row;
   auto *c = x.c + m * x.c_row + column;
-  if (M - m == 8) multiply_block<A, kUpdate, 8, kVectors>(x, a, b, c, alpha);
-  if (M - m == 4) multiply_block<A, kUpdate, 4, kVectors>(x, a, b, c, alpha);
-  if (M - m == 2) multiply_block<A, kUpdate, 2, kVectors>(x, a, b, c, alpha);
+  if (M - m == 8) multiply_block<A, kUpdate, 8, kVectors>(x, a, b, c);
+  if (M - m == 4) multiply_block<A, kUpdate, 4, kVectors>(x, a, b, c);
+  if (M - m == 2) multiply_block<A, kUpdate, 2, kVectors>(x, a, b, c);
 }
 
 // M a multiple of kRowsMultiple, N a multiple of the lanes.

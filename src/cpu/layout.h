@@ -19,7 +19,10 @@ constexpr int64_t kBackwardStrip = 64;  // the sum over queries in dk and dv is 
 
 // Keys of one tile: k, v and the score tiles together stay within a 1 MiB L2 cache. Rows are summed tile by tile, so this
 // depends on nothing but the head dims: a row's bits do not depend on what else is in the batch.
-FLASH_INLINE int64_t tile_keys(int64_t D, int64_t Dv) { return D + Dv <= 256 ? 256 : D + Dv <= 512 ? 128 : 64; }
+constexpr int64_t kMostTileKeys = 256;
+FLASH_INLINE int64_t tile_keys(int64_t D, int64_t Dv) {
+  return D + Dv <= 256 ? kMostTileKeys : D + Dv <= 512 ? 128 : 64;
+}
 
 // Keys of one task of the backward: fewer when there are few, so that the work inside one head can be shared.
 FLASH_INLINE int64_t backward_tile_keys(const Problem &problem) {
