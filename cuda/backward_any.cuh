@@ -1,10 +1,5 @@
 // Backward on any GPU: recomputes the scores tile by tile and stores nothing of size Lq x Lk (FlashAttention, Algorithm
-// 4). float32 arithmetic, no tensor cores.
-//
-//   p  = 2^(log2_scale * s - lse2)                      lse2 = log2(e) lse;  0 where nothing is seen
-//   dp = keep / (1 - dropout) * (do v^T)                delta = rowsum(do * o) - dlse
-//   ds = p (dp - delta)                                 times the derivative of softcap
-//   dv = (keep / (1 - dropout) p)^T do,  dk = scale ds^T q,  dq = scale ds k
+// 4; the formulas are in gradient.cuh). float32 arithmetic, no tensor cores.
 //
 // One kernel prepares delta and lse2. One takes tiles of keys and meets all queries of all heads that read them, for dk
 // and dv; one takes tiles of queries and meets all keys, for dq; one takes tiles of the bias. Each sum belongs to one
@@ -12,13 +7,11 @@
 // results have the same bits on every run. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
 #include "bias.cuh"
+#include "gradient.cuh"
 #include "reduce.cuh"
-#include "score.cuh"
 #include "tile.cuh"
 
 namespace flash {
-
-FLASH_INLINE int64_t fact_index(const Attention &x, int64_t b, int h, int64_t i) { return (b * x.Hq + h) * x.Lq + i; }
 
 // ---- delta and lse2: one warp per query -----------------------------------------------------------------------------
 
@@ -145,46 +138,27 @@ struct Backward {
     }
   }
 
-  // lse2 and delta of one query; p = 0 where there is none.
-  struct Fact {
-    float lse2, low, delta;
-  };
-  __device__ __forceinline__ Fact fact_of(const Head &head, int i) const {
-    if (i < 0 || i >= head.sequence.q_len) return {infinity(), 0, 0};
-    const int64_t at = fact_index(x, head.b, head.h, i);
-    return {facts.lse2[at], facts.lse2_low[at], facts.delta[at]};
-  }
-
-  // Products s and dp become p (as dv needs it, with dropout) and ds. begin, end: the rows of the tile. For dbias, ds
-  // is without softcap's derivative.
+  // Products s and dp become p and ds. begin, end: the rows of the tile. sees_all: every query is real and sees every
+  // key, but for the mask.
   template <bool kForBias>
-  __device__ __forceinline__ void differentiate(const Head &head, int begin, int end, const Other &other, bool sees_all,
-                                                Scores &s, Scores &dp) const {
-    const auto part =
-        part_of<kOwn, kRows, kColumns>([&](int a) { return row_at<kDown>(down + a * kDown, begin, end); },
-                                       [&](int b) { return other.position(slot_of<kAcross>(across + b * kAcross)); });
-    Scores cap_slope;
-    apply_rules<kOptions>(x, head, part, sees_all, weights + down * kWeights + across, kDown * kWeights, kAcross, s,
-                          cap_slope);
+  __device__ __forceinline__ void differentiate(const Head &head, const Band &band, int begin, int end,
+                                                const Other &other, bool sees_all, Scores &s, Scores &dp) const {
+    const auto part = part_of<kOwn, kRows, kColumns>(
+        [&](int a) { return row_at<kDown>(here(down) + a * kDown, begin, end); },
+        [&](int b) { return other.position(slot_of<kAcross>(here(across) + b * kAcross)); });
+    const auto load_fact = [&](int n) -> float3 {
+      const int i = part.query(n, n);
+      if (i < 0 || i >= head.sequence.q_len) return {infinity(), 0, 0};
+      const int64_t at = fact_index(x, head.b, head.h, i);
+      return {facts.lse2[at], facts.delta[at], facts.lse2_low[at]};
+    };
+    // Of rows all at once; those of columns are needed one after the other.
     constexpr bool kQueryRows = kOwn == Side::kQueries;
-    uint64_t kept = ~uint64_t{0};
-    const bool drops = kOptions && x.keep_threshold != 0;
-    if (drops) kept = kept_pairs(x, head, part);
+    float3 loaded[kRows];
 #pragma unroll
-    for (int q = 0; q < (kQueryRows ? kRows : kColumns); ++q) {
-      const Fact fact = fact_of(head, part.query(q, q));
-#pragma unroll
-      for (int n = 0; n < (kQueryRows ? kColumns : kRows); ++n) {
-        const int a = kQueryRows ? q : n, b = kQueryRows ? n : q;
-        const float p = exp2_approximate_subnormal(fmaf(s[a][b], x.log2_scale, -fact.lse2) - fact.low);
-        float factor = 1;
-        if (drops) factor = (kept >> (kColumns * a + b) & 1) != 0 ? x.keep_scale : 0;
-        float slope = fmaf(factor, dp[a][b], -fact.delta);
-        if (kOptions && !kForBias) slope *= cap_slope[a][b];
-        dp[a][b] = p == 0 ? 0 : p * slope;  // by selection: what is hidden may be too large for dp
-        s[a][b] = p * factor;
-      }
-    }
+    for (int a = 0; kQueryRows && a < kRows; ++a) loaded[a] = load_fact(a);
+    const auto fact_of = [&](int n) { return kQueryRows ? loaded[n] : load_fact(n); };
+    flash::differentiate<float, kOptions, kForBias>(x, head, band, part, sees_all, fact_of, s, dp);
   }
 
   __device__ __forceinline__ void store(const Sum &sum, float scale, const Rows &to, int64_t b, int head, int columns,
@@ -242,24 +216,27 @@ __global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), backward_bl
 
       for (int h = task.head * group; h < (task.head + 1) * group; ++h) {
         const Head head = head_of<kOptions>(x, sequence, task.b, h);
-        const Source q = source_of(x.q, task.b, h, sequence.q_len, x.D);
-        const Source dout = source_of(params.dout, task.b, h, sequence.q_len, x.Dv);
         Walk walk(x.by_column, task.b, h, task.begin, queries_of_any(x.window, sequence, {task.begin, end}));
         for (typename B::Other queries; walk.next(&queries);) {
-          const Interval hull = queries.hull();  // before the products, which leave no registers for it
-          const Interval seen_by_all = keys_of_all(x.window, sequence, hull);
-          const bool sees_all = hull.begin >= 0 && hull.end <= sequence.q_len && end - task.begin == B::kTile.rows &&
-                                seen_by_all.begin <= task.begin && end <= seen_by_all.end;
+          // Here and below, anew: kept, it would take registers from the products.
+          const Source q = source_of(x.q, task.b, here(h), sequence.q_len, x.D);
+          const Source dout = source_of(params.dout, task.b, here(h), sequence.q_len, x.Dv);
           typename B::Scores s, dp;
           block.multiply(0, k, own, q, queries, s);
           block.multiply(1, v, own, dout, queries, dp);
-          block.template differentiate<false>(head, task.begin, end, queries, sees_all, s, dp);
+          const Band band = band_here(x.window, sequence);
+          const bool sees_all =
+              end - task.begin == B::kTile.rows && queries_see_all(queries, sequence.q_len, band, task.begin, end - 1);
+          block.template differentiate<false>(head, band, task.begin, end, queries, sees_all, s, dp);
           if (sums_dv) block.add(dv, s, dout, queries, true);
           if (sums_dk) block.add(dk, dp, q, queries, false);
         }
       }
-      if (sums_dk) block.store(dk, x.scale, params.dk, task.b, task.head, x.D, own, task.begin, end, sequence.kv_len);
-      if (sums_dv) block.store(dv, 1, params.dv, task.b, task.head, x.Dv, own, task.begin, end, sequence.kv_len);
+      const Task same = task_of<Side::kKeys>(params.tiles, here(index));
+      const typename B::Own stored = consecutive<B::kTile.rows>(same.begin, end);
+      if (sums_dk)
+        block.store(dk, x.scale, params.dk, same.b, same.head, x.D, stored, same.begin, end, sequence.kv_len);
+      if (sums_dv) block.store(dv, 1, params.dv, same.b, same.head, x.Dv, stored, same.begin, end, sequence.kv_len);
     }
   }
 }
@@ -291,15 +268,14 @@ __global__ void __launch_bounds__(backward_tile(kHeadDim).threads(), backward_bl
     }
     typename B::Sum dq = {};
     const bool is_whole = queries.end - queries.begin == B::kTile.rows;
-    const Interval seen_by_all = keys_of_all(x.window, sequence, queries);
+    const Band band = band_of(x.window, sequence);
     Walk walk(x.by_row, task.b, task.head, task.begin, keys_of_any(x.window, sequence, queries));
     for (typename B::Other keys; walk.next(&keys);) {
       typename B::Scores s, dp;
       block.multiply(1, dout, own, v, keys, dp);
       block.multiply(0, q, own, k, keys, s);
-      const Interval hull = keys.hull();
-      const bool sees_all = is_whole && hull.begin >= seen_by_all.begin && hull.end <= seen_by_all.end;
-      block.template differentiate<false>(head, task.begin, end, keys, sees_all, s, dp);
+      const bool sees_all = is_whole && all_see_all(band, task.begin, end - 1, keys.least(), keys.most());
+      block.template differentiate<false>(head, band, task.begin, end, keys, sees_all, s, dp);
       block.add(dq, dp, k, keys, true);
     }
     block.store(dq, x.scale, params.dq, task.b, task.head, x.D, own, task.begin, end, queries.end);
@@ -326,7 +302,8 @@ __global__ void __launch_bounds__(bias_tile_shape().threads(), backward_blocks(k
                      source_of(x.v, head.b, head.kv_head, head.sequence.kv_len, x.Dv), item.keys, dp);
       block.multiply(0, source_of(x.q, head.b, head.h, head.sequence.q_len, x.D), own,
                      source_of(x.k, head.b, head.kv_head, head.sequence.kv_len, x.D), item.keys, s);
-      block.template differentiate<true>(head, item.begin, item.end, item.keys, /*sees_all=*/false, s, dp);
+      const Band band = band_of(x.window, head.sequence);
+      block.template differentiate<true>(head, band, item.begin, item.end, item.keys, item.sees_all(band), s, dp);
 #pragma unroll
       for (int a = 0; a < B::kRows; ++a)
 #pragma unroll

@@ -7,6 +7,7 @@
 // by one thread in a fixed order: the same bits on every run. Launched by src/cuda_calls.cpp through instances.def.
 #pragma once
 #include "bias.cuh"
+#include "fragment.cuh"
 #include "gradient.cuh"
 
 namespace flash {
@@ -32,14 +33,19 @@ struct BiasRing {
   }
 };
 
-// What is loaded, chunk by chunk, ahead of the products that go through the same items.
+// What is loaded, chunk by chunk, ahead of its products.
 class BiasLoads {
  public:
   __device__ __forceinline__ BiasLoads(const BiasParams &params, int64_t task)
-      : params_(params), items_(params, task), has_item_(items_.next(&item_)), of_values_(false), column_(0) {}
+      : params_(params), items_(params, task), is_loaded_(true), of_values_(false), column_(0) {}
+
+  // The item of the latest chunk, until there are no more.
+  __device__ __forceinline__ bool has_item() const { return has_item_; }
+  __device__ __forceinline__ const BiasItem &item() const { return item_; }
 
   // The next chunk, if there is one, is on its way to a stage when this returns.
   __device__ __forceinline__ void load(const BiasRing &ring, int stage) {
+    if (is_loaded_) has_item_ = items_.next(&item_), is_loaded_ = false;
     if (!has_item_) return;
     constexpr TensorTile kTile = BiasRing::kTile;
     const Attention &x = params_.attention;
@@ -59,7 +65,7 @@ class BiasLoads {
     if (column_ < queries.columns) return;
     column_ = 0;
     of_values_ = !of_values_;
-    if (!of_values_) has_item_ = items_.next(&item_);
+    is_loaded_ = !of_values_;
   }
 
  private:
@@ -72,7 +78,8 @@ class BiasLoads {
   const BiasParams &params_;
   BiasItems items_;
   BiasItem item_;
-  bool has_item_, of_values_;  // of do and v, after q and k
+  bool has_item_, is_loaded_;  // the latter: all of the item is
+  bool of_values_;             // of do and v, after q and k
   int column_;
 };
 
@@ -111,8 +118,10 @@ __global__ void __launch_bounds__(bias_sm80_tile().threads(), 2)
       }
     };
     Scores sum = {};
-    BiasItems items(params, index);
-    for (BiasItem item; items.next(&item);) {
+    // Two chunks are loaded ahead, and an item has two or more: the one being loaded now is the next to be multiplied.
+    static_assert(kBiasStages == 3);
+    while (loads.has_item()) {
+      const BiasItem item = loads.item();
       const auto row_of = [&](int a) { return item.begin + slot_of_row(a); };
       const int end = static_cast<int>(smaller(item.end, item.head.sequence.q_len));
       float2 facts[kRows];
@@ -131,10 +140,8 @@ __global__ void __launch_bounds__(bias_sm80_tile().threads(), 2)
       const Band band = band_of(x.window, item.head.sequence);
       const auto part = part_of<Side::kQueries, kRows, kColumns>(
           row_of, [&](int b) { return item.keys.position(b / 4, b / 2 % 2 * 8 + fragment_column(lane) + b % 2); });
-      const bool sees_all =
-          end - item.begin == kTile.rows && all_see_all(band, item.begin, end - 1, item.keys.least(), item.keys.most());
-      differentiate_scores<T, true, false, /*kForBias=*/true>(
-          x, item.head, band, part, sees_all, [&](int a) { return facts[a]; }, s, dp);
+      differentiate<T, true, /*kForBias=*/true>(
+          x, item.head, band, part, item.sees_all(band), [&](int a) { return facts[a]; }, s, dp);
 #pragma unroll
       for (int a = 0; a < kRows; ++a)
 #pragma unroll

@@ -10,7 +10,7 @@
 // same bits on every run, at the price of computing s and dp for dq once more. Launched by src/cuda_calls.cpp through
 // instances.def.
 #pragma once
-#include "gradient.cuh"
+#include "both_sides.cuh"
 
 namespace flash {
 

@@ -14,7 +14,7 @@
 // not, backward_deterministic_sm80.cuh computes s and dp once more instead. Launched by src/cuda_calls.cpp through
 // instances.def.
 #pragma once
-#include "gradient.cuh"
+#include "both_sides.cuh"
 
 namespace flash {
 

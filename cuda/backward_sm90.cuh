@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     } else {
       wait_for_products<1>();
       settle(s);
-      apply_rules_in_registers<T, false>(x, head, keys.band, part, sees_all, s);
+      apply_rules<T, false>(x, head, keys.band, part, sees_all, s);
       exponentiate(x, part, [&](int b) { return load_8_bytes(block.lse2(turn, column(b))); }, s);
       float sum = 0;  // stored as in forward_compute.cuh, so that the exponentials stay where they are
 #pragma unroll

@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(backward_sm90_tile(kHeadDim, kOptions).threads
     } else {
       wait_for_products<1>();
       settle(s);
-      apply_rules_in_registers<T, false>(x, head, keys.band, part, sees_all, s);
+      apply_rules<T, false>(x, head, keys.band, part, sees_all, s);
       const float lse2_of[] = {lse2(0), lse2(1)};
       exponentiate(x, part, [&](int a) { return float2{lse2_of[a], lse2_of[a]}; }, s);
       block.weights_ring().wait_free(weights_turn);

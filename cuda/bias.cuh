@@ -64,6 +64,12 @@ struct BiasItem {
   Head head;
   int begin, end;  // queries
   Keys keys;       // those that some query may see, each in its place of the tile
+
+  // Whether the tile is full of real queries that see all its keys, but for the mask.
+  __device__ __forceinline__ bool sees_all(const Band &band) const {
+    return end - begin == bias_tile_shape().rows && end <= head.sequence.q_len &&
+           all_see_all(band, begin, end - 1, keys.least(), keys.most());
+  }
 };
 
 // The items of a task, which is a piece or, with splits, some of its items; without those of which no pair is seen.

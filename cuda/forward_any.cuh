@@ -37,24 +37,23 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
     const Head head = head_of<kOptions>(x, sequence_of(x, task.b), task.b, task.head);
     const int end = static_cast<int>(smaller(task.begin + params.tiles.step, x.Lq));
     const Interval queries = {task.begin, smaller(end, head.sequence.q_len)};  // those that are real
-    const Granules<kTile.rows> own = consecutive<kTile.rows>(task.begin, end);
     const auto row_of = [&](int a) { return row_at<kDown>(down + a * kDown, task.begin, end); };
 
     const Source q = source_of(x.q, task.b, task.head, head.sequence.q_len, x.D);
-    const Source k = source_of(x.k, task.b, head.kv_head, head.sequence.kv_len, x.D);
-    const Source v = source_of(x.v, task.b, head.kv_head, head.sequence.kv_len, x.Dv);
     __syncthreads();  // the tile before has been read
 #pragma unroll 1
     for (int c = 0; c < d_chunks * kChunk; c += kChunk)
-      load_rows<kTile.rows, kDown, kChunk, kThreads>(q_rows + c, kQStride, q, own, c);
+      load_rows<kTile.rows, kDown, kChunk, kThreads>(q_rows + c, kQStride, q, consecutive<kTile.rows>(task.begin, end),
+                                                     c);
 
     RowSums<kRows, kAcross> sums;
     float4 o[kChunks][kRows][kFours] = {};
     const bool is_whole = queries.end - queries.begin == kTile.rows;
-    const Interval seen_by_all = keys_of_all(x.window, head.sequence, queries);
     Walk walk(x.by_row, task.b, task.head, task.begin, keys_of_any(x.window, head.sequence, queries));
     for (Granules<kTile.columns> keys; walk.next(&keys);) {
-      float s[kRows][kColumns] = {}, cap_slope[kRows][kColumns];
+      // Here and below, anew for each tile: kept, it would take registers from the products.
+      const Source k = source_of(x.k, here(task.b), head.kv_head, head.sequence.kv_len, x.D);
+      float s[kRows][kColumns] = {};
 #pragma unroll 1
       for (int c = 0; c < d_chunks * kChunk; c += kChunk) {
         __syncthreads();
@@ -64,13 +63,14 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
         multiply_rows(s, q_rows + down * kQStride + c, kDown * kQStride, kv_rows + across * kStride, kAcross * kStride,
                       depth);
       }
+      const Band band = band_here(x.window, head.sequence);
       const auto part = part_of<Side::kQueries, kRows, kColumns>(
-          row_of, [&](int b) { return keys.position(slot_of<kAcross>(across + b * kAcross)); });
-      const Interval hull = keys.hull();
-      const bool sees_all = is_whole && hull.begin >= seen_by_all.begin && hull.end <= seen_by_all.end;
-      apply_rules<kOptions>(x, head, part, sees_all, own_weights + across, kDown * kWeights, kAcross, s, cap_slope);
+          row_of, [&](int b) { return keys.position(slot_of<kAcross>(here(across) + b * kAcross)); });
+      const bool sees_all = is_whole && all_see_all(band, task.begin, end - 1, keys.least(), keys.most());
+      apply_rules<float, kOptions>(x, head, band, part, sees_all, s);
 
       float alpha[kRows];
+      const Source v = source_of(x.v, here(task.b), head.kv_head, head.sequence.kv_len, x.Dv);
       sums.add(s, x.log2_scale, alpha);
       if constexpr (kOptions) drop_weights(x, head, part, s);
 #pragma unroll
@@ -100,18 +100,17 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
       }
     }
 
-    const float sink = x.sinks.data == nullptr
-                           ? -infinity()
-                           : kLog2E * read_number(x.sinks.data, x.sinks.dtype, task.head * x.sinks.head);
+    const Task same = task_of(params.tiles, here(index));  // anew: kept, it would take registers from the loop
+    const float sink = sink_of(x, same.head);
     float scale[kRows];
 #pragma unroll
     for (int a = 0; a < kRows; ++a) {
       const float factor = sums.finish(a, sink);
-      const bool is_empty = row_of(a) >= queries.end || sums.sum[a] == 0;  // past q_len, or sees nothing
+      const bool is_empty = row_of(a) >= head.sequence.q_len || sums.sum[a] == 0;  // past q_len, or sees nothing
       scale[a] = is_empty ? 0 : factor * x.keep_scale / sums.sum[a];
       const LseView &lse = params.lse;
       if (lse.data != nullptr && across == 0 && row_of(a) >= 0)
-        static_cast<float *>(lse.data)[task.b * lse.batch + task.head * lse.head + row_of(a) * lse.row] =
+        static_cast<float *>(lse.data)[same.b * lse.batch + same.head * lse.head + row_of(a) * lse.row] =
             is_empty ? -infinity() : sums.lse(a);
     }
 #pragma unroll 1
@@ -127,8 +126,8 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
                 scale[a] == 0 ? float4{} : scaled(sum[a][f], scale[a]);
       });
       __syncthreads();
-      store_rows<kTile.rows, kDown, kChunk, kThreads>(kv_rows, kStride, params.o, task.b, task.head, own, end,
-                                                      c * kChunk, x.Dv);
+      store_rows<kTile.rows, kDown, kChunk, kThreads>(kv_rows, kStride, params.o, same.b, same.head,
+                                                      consecutive<kTile.rows>(same.begin, end), end, c * kChunk, x.Dv);
     }
   }
 }

@@ -132,7 +132,7 @@ __device__ __forceinline__ void attend(const Products &products, const Queries &
         [&](int b) { return step.first[b / 4] + b / 2 % 2 * 8 + fragment_column(me.lane) + b % 2; });
     const bool sees_all = queries.all_see(step);
     products.scale(s);
-    apply_rules_in_registers<typename Products::Number, kOptions>(x, queries.head, queries.band, part, sees_all, s);
+    apply_rules<typename Products::Number, kOptions>(x, queries.head, queries.band, part, sees_all, s);
     if (!kOptions) me.release(shared.k_ring, k_turn);
     sums.add(s, log2_scale, alpha);
     if constexpr (kOptions) {

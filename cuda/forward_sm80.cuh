@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(forward_sm80_tile(kHeadDim, kOptions, kMemory)
             [&](int b) { return keys.position(b / 4, b / 2 % 2 * 8 + fragment_column(thread % kWarp) + b % 2); });
         const bool are_there = !kOptions || task.begin + first_row_of(thread) + kTile.warp_rows() <= x.Lq;
         const bool sees_all = are_there && all_see_all(band, task.begin, end_of(task) - 1, keys.least(), keys.most());
-        apply_rules_in_registers<T, kOptions>(x, head, band, part, sees_all, s);
+        apply_rules<T, kOptions>(x, head, band, part, sees_all, s);
 
         float alpha[kRows];
         sums.add(s, x.log2_scale, alpha);

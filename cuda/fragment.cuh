@@ -257,4 +257,13 @@ __device__ __forceinline__ void store_tile(float (&from)[kRows][kHeadDim / 4], c
                               position_of);
 }
 
+// 16 x 8 numbers of dq, of which this lane holds c0 to c3, are added to the sums in memory, 32 neighbours at a time:
+// those that the lanes hold of one register, whatever rows and columns they are of. `to`: the lane's place.
+__device__ __forceinline__ void add_fragment(float *to, float c0, float c1, float c2, float c3) {
+  add_in_memory(to, c0);
+  add_in_memory(to + kWarp, c1);
+  add_in_memory(to + 2 * kWarp, c2);
+  add_in_memory(to + 3 * kWarp, c3);
+}
+
 }  // namespace flash

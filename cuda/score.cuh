@@ -43,6 +43,12 @@ __device__ __forceinline__ Sequence sequence_of(const Attention &x, int64_t b) {
   return sequence;
 }
 
+// The band of a sequence, worked out anew where this stands: kept, it would take registers from the products.
+__device__ __forceinline__ Band band_here(Window window, Sequence sequence) {
+  sequence.offset = here(sequence.offset);
+  return band_of(window, sequence);
+}
+
 __device__ __forceinline__ uint64_t seed_of(const Attention &x) {
   return static_cast<uint64_t>(read_or(x.seeds, 0, static_cast<int64_t>(x.seed)));
 }
@@ -118,55 +124,6 @@ __device__ __forceinline__ Part<kRowSide, kNeighbour, kRows, kColumns, RowOf, Co
   return {row_of, column_of};
 }
 
-// Products become scores, -inf where a query does not see a key. sees_all: every pair is there, and visible but for the
-// mask. cap_slope, with options: the derivative of softcap. One score after another, in the thread's own places of
-// shared memory, (a, b) at a * row_step + b * column_step: in registers the rules would be compiled for each of them.
-template <bool kOptions, class P>
-__device__ __forceinline__ void apply_rules(const Attention &x, const Head &head, const P &part, bool sees_all,
-                                            float *own, int row_step, int column_step,
-                                            float (&s)[P::kRows][P::kColumns],
-                                            float (&cap_slope)[P::kRows][P::kColumns]) {
-  if (!kOptions && sees_all) return;
-  constexpr int kRows = P::kRows, kColumns = P::kColumns;
-#pragma unroll
-  for (int a = 0; a < kRows; ++a)
-#pragma unroll
-    for (int b = 0; b < kColumns; ++b) own[a * row_step + b * column_step] = s[a][b], cap_slope[a][b] = 1;
-  if (kOptions && x.softcap > 0) {
-#pragma unroll 1
-    for (int n = 0; n < kRows * kColumns; ++n) {
-      float &score = own[n / kColumns * row_step + n % kColumns * column_step];
-      score = tanh_of(x, score);
-    }
-#pragma unroll
-    for (int a = 0; a < kRows; ++a)
-#pragma unroll
-      for (int b = 0; b < kColumns; ++b) {
-        const float y = own[a * row_step + b * column_step];
-        cap_slope[a][b] = 1 - y * y;
-      }
-  }
-#pragma unroll 1
-  for (int n = 0; n < kRows * kColumns; ++n) {
-    const int a = n / kColumns, b = n % kColumns, i = part.query(a, b), j = part.key(a, b);
-    bool visible = sees_all;
-    if (!sees_all && i >= 0) {
-      const Interval seen = keys_of(x.window, head.sequence, i);
-      visible = j >= seen.begin && j < seen.end;
-    }
-    if (kOptions) visible = visible && mask_allows(x, head, i, j);
-    float &score = own[a * row_step + b * column_step];
-    if (!visible)
-      score = -infinity();
-    else if (kOptions)
-      score = shaped(x, head, score, i, j);
-  }
-#pragma unroll
-  for (int a = 0; a < kRows; ++a)
-#pragma unroll
-    for (int b = 0; b < kColumns; ++b) s[a][b] = own[a * row_step + b * column_step];
-}
-
 // change(score, i, j) for all scores of a part.
 template <class P, class Change>
 __device__ __forceinline__ void for_each_score(const P &part, float (&s)[P::kRows][P::kColumns], Change change) {
@@ -238,7 +195,7 @@ __device__ __forceinline__ void shape_scores(const Attention &x, const Head &hea
         for_each_number(static_cast<const decltype(number) *>(x.bias.data) + head.bias, x.bias.row, part, s,
                         [](float &score, float bias) { score += bias; });
       };
-      if (!in_pairs)
+      if (!in_pairs || (sizeof(T) == 4 && x.bias.dtype != DType::kFloat32))
         for_each_score(part, s, [&](float &score, int i, int j) {
           if (score != -infinity()) score += bias_of(x, head, i, j);
         });
@@ -261,9 +218,8 @@ __device__ __forceinline__ void shape_scores(const Attention &x, const Head &hea
 
 // Both at once.
 template <class T, bool kOptions, class P>
-__device__ __forceinline__ void apply_rules_in_registers(const Attention &x, const Head &head, const Band &band,
-                                                         const P &part, bool sees_all,
-                                                         float (&s)[P::kRows][P::kColumns]) {
+__device__ __forceinline__ void apply_rules(const Attention &x, const Head &head, const Band &band, const P &part,
+                                            bool sees_all, float (&s)[P::kRows][P::kColumns]) {
   if constexpr (kOptions) cap_scores(x, part, s);
   shape_scores<T, kOptions>(x, head, band, part, sees_all, s);
 }

@@ -210,34 +210,46 @@ def test_rules_cost_at_the_edge_only(dim: int) -> None:
         assert instructions < causal[name] < 1.6 * instructions, (name, full, causal)
 
 
-# Instructions of a lane for each score, on top of what kernels with options do without any of them.
-COST_OF_OPTIONS: dict[str, tuple[float, dict[str, Any]]] = {
-    "bias": (10, {"bias": numpy.zeros((256, 256), "f2")}),
-    "bias_of_keys": (10, {"bias": numpy.zeros(256, "f4")}),
-    "mask": (9, {"mask": numpy.ones((256, 256), bool)}),
-    "alibi": (13, {"alibi_slopes": numpy.ones(1, "f4")}),
-    "softcap": (30, {"softcap": 20.0}),
-    "dropout": (56, {"dropout": 0.1, "seed": 1}),
+# Instructions of a lane for each score, on top of what kernels with options do without any of them: at most, with and
+# without tensor cores.
+COST_OF_OPTIONS: dict[str, tuple[float, float, dict[str, Any]]] = {
+    "bias": (10, 25, {"bias": numpy.zeros((256, 256))}),
+    "bias_of_keys": (10, 25, {"bias": numpy.zeros(256)}),
+    "mask": (9, 27, {"mask": numpy.ones((256, 256), bool)}),
+    "alibi": (13, 46, {"alibi_slopes": numpy.ones(1, "f4")}),
+    "softcap": (30, 70, {"softcap": 20.0}),
+    "dropout": (56, 60, {"dropout": 0.1, "seed": 1}),
 }
 
 
-@pytest.mark.parametrize("device", [emulated.HOPPER, emulated.AMPERE], ids=["hopper", "ampere"])
-def test_options_cost_what_they_do(device: int) -> None:
+@pytest.mark.parametrize(
+    ("device", "dtype", "kernels"),
+    [
+        (emulated.HOPPER, "f2", ["forward_sm90", "backward_sm90"]),
+        (emulated.AMPERE, "f2", ["forward_sm80", "backward_sm80"]),
+        (emulated.AMPERE, "f4", ["forward_any", "backward_keys_any", "backward_queries_any"]),
+    ],
+    ids=["hopper", "ampere", "float32"],
+)
+def test_options_cost_what_they_do(device: int, dtype: str, kernels: list[str]) -> None:
     """And no more: an option that isn't used is not asked about at each score."""
-    x = emulated.asarray(numpy.random.default_rng(0).normal(size=(1, 256, 1, 64)).astype("f2"))
+
+    def array(x: Any) -> Any:
+        return emulated.asarray(x.astype(dtype) if x.dtype == numpy.float64 else x)
 
     def per_score(**options: Any) -> list[float]:
-        arrays = {k: emulated.asarray(v) if isinstance(v, numpy.ndarray) else v for k, v in options.items()}
-        emulated.launches()
         with emulated.Device(device), emulated.running(checks=emulated.TRAFFIC):
+            x = array(numpy.random.default_rng(0).normal(size=(1, 256, 1, 64)))
+            arrays = {k: array(v) if isinstance(v, numpy.ndarray) else v for k, v in options.items()}
+            emulated.launches()
             o, lse = flash.attention(x, x, x, return_lse=True, **arrays)
             flash.attention_backward(o, x, x, x, o, lse, wrt=("q", "k", "v"), **arrays)
-        launches = [launch for launch in emulated.launches() if re.search(r" \w+::(for|back)ward_sm", launch["name"])]
-        assert len(launches) == 2
-        return [launch["lane_instructions"] / 256**2 for launch in launches]
+        launches = {re.findall(r"(\w+)<", launch["name"])[0]: launch for launch in emulated.launches()}
+        return [launches[kernel]["lane_instructions"] / 256**2 for kernel in kernels]
 
     none = per_score(scale=-0.125)  # a negative scale is one of the options, too
-    for name, (most, options) in COST_OF_OPTIONS.items():
+    for name, (on_tensor_cores, without, options) in COST_OF_OPTIONS.items():
+        most = on_tensor_cores if dtype == "f2" else without
         more = [after - before for before, after in zip(none, per_score(**options), strict=True)]
         assert all(1 < x < most for x in more), (name, more)
 

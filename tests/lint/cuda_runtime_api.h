@@ -31,6 +31,9 @@ struct alignas(16) float4 {
 struct alignas(8) float2 {
   float x, y;
 };
+struct float3 {
+  float x, y, z;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
