@@ -143,9 +143,10 @@ struct Backward {
   template <bool kForBias>
   __device__ __forceinline__ void differentiate(const Head &head, const Band &band, int begin, int end,
                                                 const Other &other, bool sees_all, Scores &s, Scores &dp) const {
+    const int same_down = here(down), same_across = here(across) % kAcross;
     const auto part = part_of<kOwn, kRows, kColumns>(
-        [&](int a) { return row_at<kDown>(here(down) + a * kDown, begin, end); },
-        [&](int b) { return other.position(slot_of<kAcross>(here(across) + b * kAcross)); });
+        [&](int a) { return row_at<kDown>(same_down + a * kDown, begin, end); },
+        [&](int b) { return other.position(slot_of<kAcross>(same_across + b * kAcross)); });
     const auto load_fact = [&](int n) -> float3 {
       const int i = part.query(n, n);
       if (i < 0 || i >= head.sequence.q_len) return {infinity(), 0, 0};
