@@ -143,7 +143,8 @@ struct Backward {
   template <bool kForBias>
   __device__ __forceinline__ void differentiate(const Head &head, const Band &band, int begin, int end,
                                                 const Other &other, bool sees_all, Scores &s, Scores &dp) const {
-    const int same_down = here(down), same_across = here(across) % kAcross;
+    const int same_down = here(down);
+    const int same_across = here(across) & (kAcross - 1);  // says where it ends: granules of slots become constants
     const auto part = part_of<kOwn, kRows, kColumns>(
         [&](int a) { return row_at<kDown>(same_down + a * kDown, begin, end); },
         [&](int b) { return other.position(slot_of<kAcross>(same_across + b * kAcross)); });

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
                       depth);
       }
       const Band band = band_here(x.window, head.sequence);
-      const int same_across = here(across) % kAcross;
+      const int same_across = here(across) % kAcross;  // says about where it ends: slots become constants
       const auto part = part_of<Side::kQueries, kRows, kColumns>(
           row_of, [&](int b) { return keys.position(slot_of<kAcross>(same_across + b * kAcross)); });
       const bool sees_all = is_whole && all_see_all(band, task.begin, end - 1, keys.least(), keys.most());
