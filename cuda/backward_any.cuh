@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kPlainThreads, 1) backward_prepare_any(const _
     const float lse2 = lse * kLog2E;
     params.facts.delta[index] = delta;
     params.facts.lse2[index] = lse == -infinity() ? infinity() : lse2;
-    params.facts.lse2_low[index] = lse == -infinity() ? 0 : fmaf(lse, kLog2E, -lse2) + lse * kLog2ELow;
+    params.facts.lse2_low[index] = lse == -infinity() ? 0 : fmaf(lse, kLog2E, -lse2) + lse * x.log2_of_nat_low;
   }
 }
 
@@ -362,7 +362,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) backward_sinks_any(const __g
         const int64_t at = fact_index(x, b, h, i);
         const float lse2 = params.facts.lse2[at];
         if (lse2 == infinity() || sink == -infinity()) continue;
-        const float p = exp2_approximate(fmaf(sink, kLog2E, -lse2) + fmaf(sink, kLog2ELow, -params.facts.lse2_low[at]));
+        const float p =
+            exp2_approximate(fmaf(sink, kLog2E, -lse2) + fmaf(sink, x.log2_of_nat_low, -params.facts.lse2_low[at]));
         sum -= static_cast<double>(p) * static_cast<double>(params.facts.delta[at]);
       }
     sum = sum_of_block(sum, scratch);

@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(forward_tile(kHeadDim).threads(), forward_bloc
       const LseView &lse = params.lse;
       if (lse.data != nullptr && across == 0 && row_of(a) >= 0)
         static_cast<float *>(lse.data)[same.b * lse.batch + same.head * lse.head + row_of(a) * lse.row] =
-            is_empty ? -infinity() : sums.lse(a);
+            is_empty ? -infinity() : sums.lse(x, a);
     }
 #pragma unroll 1
     for (int c = 0; c < dv_chunks; ++c) {

@@ -50,6 +50,9 @@ struct Attention {
   float keep_scale;         // 1 / (1 - dropout); 0 if nothing is kept
   float scale, softcap;     // softcap 0 = off
   float log2_scale;         // p = 2^(log2_scale * score - lse2): scale * log2(e) where scores are plain products
+  // log2_scale was rounded, which every score has and so lse and sinks must have: log2(e) and ln(2) with that rounding,
+  // less kLog2E and kLn2. It would show in gradients where scores are large.
+  float log2_of_nat_low, nat_of_log2_low;
   bool has_q_offset;
   bool is_plain_in_memory;  // rows of mask and bias are aligned pairs of neighbours, distances fit 32 bits
 };

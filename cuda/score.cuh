@@ -11,8 +11,6 @@
 namespace flash {
 
 constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.693147180559945309417f;
-// What rounding took from log2(e).
-constexpr float kLog2ELow = static_cast<float>(1.44269504088896340736 - static_cast<double>(kLog2E));
 __device__ __forceinline__ float infinity() { return float_from_bits(0x7f800000u); }
 
 // Where batch b starts: leading_offset in 32 bits (extents are below 2^31), and small in code.

@@ -53,8 +53,9 @@ struct RowSums {
     return factor;
   }
 
-  __device__ __forceinline__ float lse(int a) const {
-    return sum[a] == 0 ? -infinity() : fmaf(max[a], kLn2, logf(unshifted(sum[a])));
+  __device__ __forceinline__ float lse(const Attention &x, int a) const {
+    if (sum[a] == 0) return -infinity();
+    return fmaf(max[a], kLn2, fmaf(max[a], x.nat_of_log2_low, logf(unshifted(sum[a]))));
   }
 
  private:
@@ -65,7 +66,8 @@ struct RowSums {
 
 // The sink of a head in units of log2, -inf = none.
 __device__ __forceinline__ float sink_of(const Attention &x, int h) {
-  return x.sinks.data == nullptr ? -infinity() : kLog2E * read_number(x.sinks.data, x.sinks.dtype, h * x.sinks.head);
+  const float sink = x.sinks.data == nullptr ? -infinity() : read_number(x.sinks.data, x.sinks.dtype, h * x.sinks.head);
+  return sink == -infinity() ? sink : fmaf(sink, kLog2E, sink * x.log2_of_nat_low);
 }
 
 // The end of a tile's rows: their lse, and in scale[a] what O's row a must be multiplied with to become o; 0 for nothing.
@@ -82,7 +84,7 @@ __device__ __forceinline__ void finish_rows(const Attention &x, const LseView &l
     scale[a] = is_empty ? 0 : factor * x.keep_scale / sums.sum[a];
     if (lse.data != nullptr && threadIdx.x % 4 == 0 && query_of(a) < end)
       static_cast<float *>(lse.data)[b * lse.batch + head_of(a) * lse.head + query_of(a) * lse.row] =
-          is_empty ? -infinity() : sums.lse(a);
+          is_empty ? -infinity() : sums.lse(x, a);
   }
 }
 

@@ -15,7 +15,7 @@
 namespace flash {
 namespace {
 
-constexpr double kLog2E = 1.44269504088896340736;
+constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
 
 BlockLists lists_by_row(const Problem &problem) {
   const BlockMaskView &x = problem.blocks;
@@ -115,7 +115,11 @@ Attention cuda_attention(const Problem &problem) {
   x.scale = static_cast<float>(problem.scale);
   // At least the smallest normal number: a positive cap that rounds to 0 would divide 0 by 0.
   if (problem.softcap > 0) x.softcap = problem.softcap > FLT_MIN ? static_cast<float>(problem.softcap) : FLT_MIN;
-  x.log2_scale = static_cast<float>(has_score_options(problem) ? kLog2E : problem.scale * kLog2E);
+  const double of_scale = has_score_options(problem) ? 1 : problem.scale;
+  x.log2_scale = static_cast<float>(of_scale * kLog2E);
+  const double rounded = static_cast<double>(x.log2_scale);
+  x.log2_of_nat_low = static_cast<float>(rounded / of_scale - static_cast<double>(static_cast<float>(kLog2E)));
+  x.nat_of_log2_low = static_cast<float>(of_scale / rounded - static_cast<double>(static_cast<float>(kLn2)));
   return x;
 }
 

@@ -393,9 +393,10 @@ def of_kernels(head_dim: int, dtypes: tuple[str, ...], shapes: tuple[Shape, ...]
         yield LowScores(shape(UNITS, (1,), 64, 136, 1, 1), last, more)  # in whole tiles of queries
         yield UnseenKeys(shape(UNITS, (1,), 4, 200, 2, 1), last, more)
         yield UnseeingQueries(shape(SINGLES, (1,), 200, 5, 2, 1), last, more)
-    if "float32" not in dtypes:  # whole tiles in which all see all, with mask and bias in aligned pairs
-        for names in (("softcap", "alibi", "bias", "mask"), ("bias_wide", "mask_of_keys", "dropout", "sinks")):
-            yield Case(shape(UNITS, (1,), 192, 192, 2, 1), last, names)
+    # Whole tiles in which all see all, with mask and bias in aligned pairs.
+    length, heads = (128, 1) if "float32" in dtypes else (192, 2)
+    for names in (("softcap", "alibi", "bias", "mask"), ("bias_wide", "mask_of_keys", "dropout", "sinks")):
+        yield Case(shape(UNITS, (1,), length, length, heads, 1), last, names)
     for corner in range(4):
         yield AtThreshold(shape(UNITS, (1,), 16, 16, 1, 1), last, (), corner=corner)
 

@@ -48,6 +48,26 @@ def test_pair_of_options(backend, pair):
     check(Case(backend.smaller(Shape(Lq=45, Lk=69), Hq=2, Hk=1), dtype, pair), backend)
 
 
+class FarScores(Case):
+    """With scores around 100, of few bits."""
+
+    def make(self):
+        problem = super().make()
+        for name, add in (("q", 4), ("k", math.ceil(8 * 98 / self.shape.D) / 8)):
+            x = getattr(problem, name)
+            setattr(problem, name, (numpy.round(x.astype("f4")) / 8 + add).astype(x.dtype))
+        problem.options["scale"] = 0.25
+        return problem
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("D, Dv", [(40, 56), (120, 96)])
+def test_scores_far_from_0(backend, D, Dv, seed):
+    """What rounding takes from the factor of all scores must not show in p = 2^(factor s - lse)."""
+    for dtype in {"float32", "float64"} & set(backend.dtypes):
+        check(FarScores(Shape((1,), 64, 136, 1, 1, D, Dv), dtype, seed=seed), backend)
+
+
 LONG = 200  # where one dtype is enough: long double is slow
 
 

@@ -160,16 +160,15 @@ void prepare_task(const BackwardCall &call, int64_t index, void *) {
   S *delta = static_cast<S *>(call.delta) + index * kBackwardStrip;
   S *lse2 = static_cast<S *>(call.lse2) + index * kBackwardStrip,
     *low = static_cast<S *>(call.lse2_low) + index * kBackwardStrip;
+  const TwoPart log2_of_nat = rules_of<S>(problem, b, h).log2_of_nat;
   for (int64_t lane = 0; lane < kBackwardStrip; ++lane) {
     const int64_t i = begin + lane;
     delta[lane] = 0, lse2[lane] = kInfinity<S>, low[lane] = 0;
     if (i >= q_len) continue;
     const S lse = static_cast<const S *>(x.lse.data)[b * x.lse.batch + h * x.lse.head + i * x.lse.row];
     if (lse == -kInfinity<S>) continue;
-    const double exact = static_cast<double>(lse) * kLog2E;
-    lse2[lane] = static_cast<S>(exact);
-    low[lane] = static_cast<S>(sizeof(S) == 8 ? __builtin_fma(static_cast<double>(lse), kLog2E, -exact)
-                                              : exact - static_cast<double>(lse2[lane]));
+    lse2[lane] = static_cast<S>(static_cast<double>(lse) * log2_of_nat.high);
+    low[lane] = static_cast<S>(multiply_add(lse, log2_of_nat, -static_cast<double>(lse2[lane])));
     const T *dout = static_cast<const T *>(x.dout.data) + b * x.dout.batch + h * x.dout.head + i * x.dout.row;
     const T *o = static_cast<const T *>(x.o.data) + b * x.o.batch + h * x.o.head + i * x.o.row;
     // By selection: where o is 0 because the row sees nothing but a sink, do may be anything.

@@ -85,6 +85,7 @@ template <class S>
 void sink_gradient(const Problem &x, const BackwardCall &call, int64_t h) {
   const int64_t rows = ceil_div(x.Lq, kBackwardStrip) * kBackwardStrip;
   const BatchView &sinks = x.sinks, &dsinks = call.arguments.dsinks;
+  const LseView &lses = call.arguments.lse;
   double sink = 0, sum = 0;
   const auto at = [&](const BatchView &view, auto visit) {
     switch (view.dtype) {
@@ -102,10 +103,9 @@ void sink_gradient(const Problem &x, const BackwardCall &call, int64_t h) {
   for (int64_t b = 0; b < x.B; ++b)
     for (int64_t i = 0; i < x.Lq; ++i) {
       const int64_t row = (b * x.Hq + h) * rows + i;
-      const double lse2 = static_cast<double>(static_cast<S *>(call.lse2)[row]) +
-                          static_cast<double>(static_cast<S *>(call.lse2_low)[row]);
-      if (lse2 == std::numeric_limits<double>::infinity()) continue;
-      sum -= std::exp2(sink * 1.44269504088896340736 - lse2) * static_cast<double>(static_cast<S *>(call.delta)[row]);
+      if (static_cast<S *>(call.lse2)[row] == std::numeric_limits<S>::infinity()) continue;
+      const S lse = static_cast<const S *>(lses.data)[b * lses.batch + h * lses.head + i * lses.row];
+      sum -= std::exp(sink - static_cast<double>(lse)) * static_cast<double>(static_cast<S *>(call.delta)[row]);
     }
   at(dsinks, [&](auto &value) {
     if constexpr (sizeof(value) == 8)

@@ -167,19 +167,21 @@ struct ForwardTask {
       for (int64_t i = strip.begin; i < strip.end; ++i) {
         const int64_t lane = i - strip.begin;
         const double log_sum = sum[lane] == 0 ? -kInfinity<double> : __builtin_log(static_cast<double>(sum[lane]));
-        *lse_at(i) = sum[lane] == 0 ? -kInfinity<S> : static_cast<S>(static_cast<double>(max[lane]) * kLn2 + log_sum);
+        *lse_at(i) =
+            sum[lane] == 0 ? -kInfinity<S> : static_cast<S>(multiply_add(max[lane], rules.nat_of_log2, log_sum));
       }
   }
 
   // The sink enters m and l; factor is what O must be multiplied with for the new m.
   void add_sink(S *max, S *sum, S *factor, int64_t width) {
-    const double sink =
-        kLog2E * read_number<double>(problem.sinks.data, problem.sinks.dtype, rules.h * problem.sinks.head);
+    const auto given = read_number<double>(problem.sinks.data, problem.sinks.dtype, rules.h * problem.sinks.head);
+    const auto sink = static_cast<S>(given == -kInfinity<double> ? given : multiply_add(given, rules.log2_of_nat, 0));
+    const auto low = sink == -kInfinity<S> ? S(0) : static_cast<S>(multiply_add(given, rules.log2_of_nat, -sink));
     for (int64_t i = 0; i < width; i += n) {
-      const V sink_log2 = broadcast<V>(static_cast<S>(sink)), old = load<V>(max + i), now = maximum(old, sink_log2);
+      const V sink_log2 = broadcast<V>(sink), old = load<V>(max + i), now = maximum(old, sink_log2);
       const V base = now == -kInfinity<S> ? V{} : now, scale = exp2(old - base);
       store(max + i, now);
-      store(sum + i, load<V>(sum + i) * scale + exp2(sink_log2 - base));
+      store(sum + i, load<V>(sum + i) * scale + exp2(sink_log2 - base + low));
       store(factor + i, scale);
     }
   }

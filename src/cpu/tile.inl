@@ -4,7 +4,7 @@
 namespace flash {
 namespace {
 
-constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
+constexpr double kLog2E = 1.44269504088896340736;
 template <class S>
 constexpr S kInfinity = static_cast<S>(__builtin_huge_val());
 template <class S>
@@ -92,13 +92,28 @@ FLASH_INLINE Vector<uint32_t> pair(Vector<float> low, Vector<float> high) {
 
 // ---- The rules of a problem for one head of one sequence --------------------------------------------------------------
 
+// A number in two parts, to twice the precision.
+struct TwoPart {
+  double high, low;
+};
+FLASH_INLINE TwoPart two_part(long double x) {
+  const auto high = static_cast<double>(x);
+  return {high, static_cast<double>(x - high)};
+}
+FLASH_INLINE double multiply_add(double x, TwoPart y, double z) {
+  return __builtin_fma(x, y.high, __builtin_fma(x, y.low, z));
+}
+
 template <class S>
 struct Rules {
   const Problem *problem;
   int64_t b, h;
   Sequence sequence;
-  bool shaped;   // scores need more than a positive scale
+  bool shaped;   // scores need more than a scale that is positive, and a normal number with log2(e) in it
   S log2_scale;  // p = 2^(log2_scale * score - ...): the scale times log2(e), or log2(e) once scores are shaped
+  // log2(e) and ln(2) but for log2_scale's rounding, which every score has and so lse and sinks must have: it would show
+  // in gradients where scores are large.
+  TwoPart log2_of_nat, nat_of_log2;
   S slope;
   uint64_t seed;
   S keep_scale;  // 1 / (1 - dropout); 0 if nothing is kept
@@ -128,8 +143,11 @@ Rules<S> rules_of(const Problem &problem, int64_t b, int64_t h) {
   rules.slope = slopes.data == nullptr
                     ? 0
                     : read_number<S>(slopes.data, slopes.dtype, leading_offset(slopes.batch, b) + h * slopes.head);
-  rules.shaped = problem.softcap > 0 || slopes.data != nullptr || problem.bias.data != nullptr || !(problem.scale > 0);
+  rules.shaped = problem.softcap > 0 || slopes.data != nullptr || problem.bias.data != nullptr ||
+                 !(problem.scale * kLog2E >= kSmallest<S> && problem.scale * kLog2E <= 1 / kSmallest<S>);
   rules.log2_scale = static_cast<S>(rules.shaped ? kLog2E : problem.scale * kLog2E);
+  const long double of_scale = rules.shaped ? 1 : problem.scale, rounded = rules.log2_scale;
+  rules.log2_of_nat = two_part(rounded / of_scale), rules.nat_of_log2 = two_part(of_scale / rounded);
   rules.seed = problem.dropout > 0 ? seed_of(problem) : 0;
   rules.keep_scale = problem.dropout < 1 ? static_cast<S>(1 / (1 - problem.dropout)) : 0;
   return rules;
