@@ -68,8 +68,6 @@ struct Granules {
     for (int g = 1; g < kNumber; ++g) found = first[g] > found ? first[g] : found;
     return found + kGranule - 1;
   }
-  // From the least position to the greatest; begin is -1 where a granule is missing.
-  FLASH_INLINE Interval hull() const { return {least(), int64_t{most()} + 1}; }
 };
 
 // Positions [begin, end), begin a multiple of kGranule; what is left of the tile is empty.
