@@ -53,10 +53,10 @@ __global__ void __launch_bounds__(kPlainThreads, 1) backward_prepare_any(const _
     const LseView &dlse = params.dlse;
     if (lse != -infinity() && dlse.data != nullptr)
       delta -= static_cast<const float *>(dlse.data)[b * dlse.batch + h * dlse.head + i * dlse.row];
-    const float lse2 = lse * kLog2E;
+    const float low = lse * x.log2_of_nat_low, lse2 = fmaf(lse, kLog2E, low);
     params.facts.delta[index] = delta;
     params.facts.lse2[index] = lse == -infinity() ? infinity() : lse2;
-    params.facts.lse2_low[index] = lse == -infinity() ? 0 : fmaf(lse, kLog2E, -lse2) + lse * x.log2_of_nat_low;
+    params.facts.lse2_low[index] = lse == -infinity() ? 0 : fmaf(lse, kLog2E, -lse2) + low;
   }
 }
 

@@ -19,9 +19,9 @@ __device__ __forceinline__ float weight_of(float s, float log2_scale, float3 fac
   return exp2_approximate_subnormal(fmaf(s, log2_scale, -fact.x) - fact.z);
 }
 
-// Products s and dp become p (as dv needs it, with dropout) and ds. fact_of(n): what weight_of() takes, lse2 being +inf
-// where there is no real query, of the query of row or column n. kSeesAll: every pair is there and visible. kForBias: ds is without
-// softcap's derivative.
+// Products s and dp become p (as dv needs it, with dropout) and ds. fact_of(n): what weight_of() takes, of the query of
+// row or column n, lse2 being +inf where it is not real. kSeesAll: every pair is there and visible. kForBias: ds is
+// without softcap's derivative.
 template <class T, bool kOptions, bool kSeesAll, bool kForBias, class P, class FactOf>
 __device__ __forceinline__ void differentiate_scores(const Attention &x, const Head &head, const Band &band,
                                                      const P &part, bool sees_all, FactOf fact_of,
