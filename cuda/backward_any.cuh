@@ -160,7 +160,7 @@ struct Backward {
 #pragma unroll
     for (int a = 0; kQueryRows && a < kRows; ++a) loaded[a] = load_fact(a);
     const auto fact_of = [&](int n) { return kQueryRows ? loaded[n] : load_fact(n); };
-    flash::differentiate<float, kOptions, kForBias>(x, head, band, part, sees_all, fact_of, s, dp);
+    differentiate_scores<float, kOptions, false, kForBias>(x, head, band, part, sees_all, fact_of, s, dp);
   }
 
   __device__ __forceinline__ void store(const Sum &sum, float scale, const Rows &to, int64_t b, int head, int columns,

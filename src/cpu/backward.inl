@@ -168,7 +168,7 @@ void prepare_task(const BackwardCall &call, int64_t index, void *) {
     const S lse = static_cast<const S *>(x.lse.data)[b * x.lse.batch + h * x.lse.head + i * x.lse.row];
     if (lse == -kInfinity<S>) continue;
     lse2[lane] = static_cast<S>(static_cast<double>(lse) * log2_of_nat.high);
-    low[lane] = static_cast<S>(multiply_add(lse, log2_of_nat, -static_cast<double>(lse2[lane])));
+    low[lane] = static_cast<S>(rest_of_product(lse, log2_of_nat, lse2[lane]));
     const T *dout = static_cast<const T *>(x.dout.data) + b * x.dout.batch + h * x.dout.head + i * x.dout.row;
     const T *o = static_cast<const T *>(x.o.data) + b * x.o.batch + h * x.o.head + i * x.o.row;
     // By selection: where o is 0 because the row sees nothing but a sink, do may be anything.

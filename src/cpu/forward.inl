@@ -176,7 +176,7 @@ struct ForwardTask {
   void add_sink(S *max, S *sum, S *factor, int64_t width) {
     const auto given = read_number<double>(problem.sinks.data, problem.sinks.dtype, rules.h * problem.sinks.head);
     const auto sink = static_cast<S>(given == -kInfinity<double> ? given : multiply_add(given, rules.log2_of_nat, 0));
-    const auto low = sink == -kInfinity<S> ? S(0) : static_cast<S>(multiply_add(given, rules.log2_of_nat, -sink));
+    const auto low = sink == -kInfinity<S> ? S(0) : static_cast<S>(rest_of_product(given, rules.log2_of_nat, sink));
     for (int64_t i = 0; i < width; i += n) {
       const V sink_log2 = broadcast<V>(sink), old = load<V>(max + i), now = maximum(old, sink_log2);
       const V base = now == -kInfinity<S> ? V{} : now, scale = exp2(old - base);

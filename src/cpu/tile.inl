@@ -104,6 +104,9 @@ FLASH_INLINE double multiply_add(double x, TwoPart y, double z) {
   return __builtin_fma(x, y.high, __builtin_fma(x, y.low, z));
 }
 
+// x y - z, where z is x y but for its rounding.
+FLASH_INLINE double rest_of_product(double x, TwoPart y, double z) { return __builtin_fma(x, y.high, -z) + x * y.low; }
+
 template <class S>
 struct Rules {
   const Problem *problem;
